@@ -1,0 +1,216 @@
+"""Every error that scoremean raises on purpose, and nothing else.
+
+    ScoremeanError
+    ├── RequestError                what the client sent is at fault; nothing was counted
+    │   ├── MalformedRequest        400  not HTTP, not UTF-8, not JSON, or cut off half way
+    │   ├── UnknownRoute            404  no such path
+    │   ├── UnknownUUID             404  a UUID without a score
+    │   ├── MethodNotAllowed        405  the path exists, the method does not
+    │   ├── RequestTimeout          408  the body did not arrive in time
+    │   ├── BodyTooLarge            413  longer than body_max_bytes
+    │   ├── UnsupportedMediaType    415  a Content-Type or Content-Encoding not read here
+    │   ├── ExpectationFailed       417  an Expect header other than 100-continue
+    │   └── InvalidScore            422  well-formed, but not a score
+    │       └── InvalidUUID          not 1 to 256 UTF-8 bytes without control characters
+    ├── Unavailable                 503  try again; Retry-After says when
+    │   ├── QueueFull                    more scores wait than queue_max_scores; this one was not counted
+    │   ├── Stopping                     the service is shutting down; this one was not counted
+    │   └── OutcomeUnknown               the commit failed half way; it may or may not be counted
+    ├── StoreFull                   507  the store has no room left; this one was not counted
+    ├── StoreError                  a store that cannot be opened or read
+    │   ├── StoreMissing                 there is no store at that path
+    │   ├── StoreInUse                   another process, or this one, writes it
+    │   ├── StoreForeign                 not a store of scoremean, or of a format it does not read
+    │   └── StoreDamaged                 bytes on disk that scoremean did not write
+    ├── ListenError                 the address cannot be listened on
+    └── SettingError                a setting with a value it cannot have
+
+An error knows how HTTP answers it: `status`, `slug` (the last part of the problem's type) and `title`; its message is the
+problem's detail. Errors without a status of their own never reach a client.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a request: a JSON pointer (RFC 6901) to the member, and a sentence about it."""
+
+    pointer: str
+    detail: str
+
+
+class ScoremeanError(Exception):
+    """The base of every error here. `str(error)` is one sentence for a person, without a line break."""
+
+    status = 500
+    slug = "internal-error"
+    title = "Internal error"
+
+    @property
+    def detail(self) -> str:
+        """The sentence that says what is wrong and what to do."""
+        return str(self)
+
+
+class RequestError(ScoremeanError):
+    """What the client sent is at fault; nothing was counted."""
+
+    status = 400
+    slug = "bad-request"
+    title = "Bad request"
+
+
+class MalformedRequest(RequestError):
+    """The bytes are not what they are said to be: not HTTP, not UTF-8, not JSON, or cut off half way."""
+
+    slug = "malformed-request"
+    title = "Malformed request"
+
+
+class UnknownRoute(RequestError):
+    """No route has this path."""
+
+    status = 404
+    slug = "unknown-route"
+    title = "Unknown route"
+
+
+class UnknownUUID(RequestError):
+    """No score was ever counted for this UUID."""
+
+    status = 404
+    slug = "unknown-uuid"
+    title = "Unknown UUID"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not with this method; the Allow header lists those it has."""
+
+    status = 405
+    slug = "method-not-allowed"
+    title = "Method not allowed"
+
+
+class RequestTimeout(RequestError):
+    """The rest of the body did not arrive within body_timeout_seconds."""
+
+    status = 408
+    slug = "request-timeout"
+    title = "Request timeout"
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than body_max_bytes."""
+
+    status = 413
+    slug = "body-too-large"
+    title = "Body too large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The Content-Type is missing or not read here, or the body has a Content-Encoding."""
+
+    status = 415
+    slug = "unsupported-media-type"
+    title = "Unsupported media type"
+
+
+class ExpectationFailed(RequestError):
+    """The Expect header asks for something other than 100-continue."""
+
+    status = 417
+    slug = "expectation-failed"
+    title = "Expectation failed"
+
+
+class InvalidScore(RequestError, ValueError):
+    """Well-formed JSON that is not a score. `faults` names each member at fault."""
+
+    status = 422
+    slug = "invalid-score"
+    title = "Invalid score"
+
+    def __init__(self, message: str, faults: tuple[Fault, ...] = ()):
+        super().__init__(message)
+        self.faults = faults
+
+
+class InvalidUUID(InvalidScore):
+    """Not 1 to 256 UTF-8 bytes without control characters."""
+
+    slug = "invalid-uuid"
+    title = "Invalid UUID"
+
+
+class Unavailable(ScoremeanError):
+    """The service cannot answer now; the same request may be sent again after `retry_after_seconds`."""
+
+    status = 503
+    slug = "unavailable"
+    title = "Unavailable"
+    retry_after_seconds = 1
+
+
+class QueueFull(Unavailable):
+    """More scores wait for a commit than queue_max_scores. This one was not counted."""
+
+    slug = "queue-full"
+    title = "Queue full"
+
+
+class Stopping(Unavailable):
+    """The service takes no more scores because it is shutting down. This one was not counted."""
+
+    slug = "stopping"
+    title = "Stopping"
+
+
+class OutcomeUnknown(Unavailable):
+    """The commit failed half way: after a restart this score may or may not be counted. The service exits."""
+
+    slug = "outcome-unknown"
+    title = "Outcome unknown"
+
+
+class StoreFull(ScoremeanError):
+    """The store has no room left (store_size_max_gib). This score was not counted; reading goes on."""
+
+    status = 507
+    slug = "store-full"
+    title = "Store full"
+
+
+class StoreError(ScoremeanError):
+    """A store that cannot be opened or read."""
+
+    slug = "store-error"
+    title = "Store error"
+
+
+class StoreMissing(StoreError):
+    """There is no store at this path, and none was to be created."""
+
+
+class StoreInUse(StoreError):
+    """Another process, or this one, already has the store open for writing."""
+
+
+class StoreForeign(StoreError):
+    """The directory holds something that scoremean did not write, or a format that this version does not read."""
+
+
+class StoreDamaged(StoreError):
+    """The store holds bytes that scoremean cannot have written."""
+
+    slug = "store-damaged"
+    title = "Store damaged"
+
+
+class ListenError(ScoremeanError):
+    """The address cannot be listened on: another program has it, or this machine does not."""
+
+
+class SettingError(ScoremeanError):
+    """A setting has a value that it cannot have; the message names the setting and where the value came from."""

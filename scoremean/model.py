@@ -1,0 +1,104 @@
+"""The nouns: Score, Tally, Mean, Page, Stats. Frozen, pure, without I/O.
+
+Everything scoremean does is arithmetic on one pair of integers, the Tally. Its mean is derived when it is read and never
+stored, so no rounding ever adds up.
+"""
+
+from __future__ import annotations
+
+import re
+
+from msgspec import UNSET, Struct, UnsetType
+
+from scoremean.errors import InvalidScore, InvalidUUID
+
+UUID_MAX_BYTES = 256
+
+# Scores between -SCORE_BOUND and SCORE_BOUND keep a tally within 64 bits for 9 * 10**12 scores of one UUID.
+SCORE_BOUND = 1_000_000
+
+_CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def require_uuid(uuid: str) -> str:
+    """Return `uuid` if it is 1 to 256 UTF-8 bytes without control characters.
+
+    Raises:
+        InvalidUUID: with a sentence that says which of these it is not.
+    """
+    # Nearly every UUID is short printable ASCII, where one character is one byte.
+    if uuid.isascii() and uuid.isprintable() and 0 < len(uuid) <= UUID_MAX_BYTES:
+        return uuid
+    try:
+        size_bytes = len(uuid.encode())
+    except UnicodeEncodeError:
+        raise InvalidUUID("UUID holds half of a surrogate pair, which UTF-8 cannot encode") from None
+    if not 0 < size_bytes <= UUID_MAX_BYTES:
+        raise InvalidUUID(f"UUID must be 1 to {UUID_MAX_BYTES} bytes of UTF-8; it has {size_bytes}")
+    if found := _CONTROL_CHARACTER.search(uuid):
+        raise InvalidUUID(f"UUID must not hold control characters; it has U+{ord(found[0]):04X}")
+    return uuid
+
+
+class Score(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename={"uuid": "UUID"}):
+    """One integer given to one UUID. It is also the form of a score on the wire, where validation narrows its range further.
+
+    Raises:
+        InvalidUUID: when made with a UUID that is not one.
+        InvalidScore: when `score` is not an int within SCORE_BOUND; a bool is not, and no float is ever stored.
+    """
+
+    uuid: str
+    score: int
+
+    def __post_init__(self) -> None:
+        require_uuid(self.uuid)
+        if self.score.__class__ is not int or not -SCORE_BOUND <= self.score <= SCORE_BOUND:
+            raise InvalidScore(f"score must be an integer from {-SCORE_BOUND} to {SCORE_BOUND}, not {self.score!r}")
+
+
+class Tally(Struct, frozen=True, gc=False, order=True):
+    """The pair `(sum, count)` of all scores of one UUID: two integers, exact however many there are."""
+
+    sum: int
+    count: int
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.sum + other.sum, self.count + other.count)
+
+    def __sub__(self, other: Tally) -> Tally:
+        return Tally(self.sum - other.sum, self.count - other.count)
+
+    @property
+    def mean(self) -> float:
+        """`sum / count`, correctly rounded to the nearest float.
+
+        Raises:
+            ZeroDivisionError: for a tally of no scores, which has no mean.
+        """
+        return self.sum / self.count
+
+
+class Mean(Struct, frozen=True, gc=False, rename={"uuid": "UUID"}):
+    """What a client reads: a UUID with its tally's mean, and the tally itself where a route gives it."""
+
+    uuid: str
+    mean: float
+    sum: int | UnsetType = UNSET
+    count: int | UnsetType = UNSET
+
+
+class Page(Struct, frozen=True):
+    """A run of `(UUID, Tally)` pairs in the order of the store, and the UUID to go on after; None when it was the last."""
+
+    tallies: list[tuple[str, Tally]]
+    after: str | None
+
+
+class Stats(Struct, frozen=True):
+    """What a store holds: UUIDs with a score, scores counted, bytes used on disk, and the bytes it may grow to."""
+
+    uuids: int
+    scores: int
+    store_size_bytes: int
+    store_size_max_bytes: int

@@ -1,0 +1,124 @@
+"""The settings: one table, from which the flags, the environment variables and the checks of docs/settings.md come.
+
+A setting `queue_max_scores` is the flag `--queue-max-scores` and the variable `SCOREMEAN_QUEUE_MAX_SCORES`. The flag wins,
+then the variable, then the default. There is no configuration file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from scoremean.errors import SettingError
+from scoremean.model import SCORE_BOUND
+
+Seconds = Meta(ge=1, le=3600)
+ScoreRange = Meta(ge=-SCORE_BOUND, le=SCORE_BOUND)
+
+
+def _about(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """The value of every setting; `Settings()` is all defaults.
+
+    Raises:
+        SettingError: when two settings contradict each other.
+    """
+
+    store: Annotated[str, Meta(min_length=1), _about("the directory of the store; made if missing")] = "./scoremean-data"
+    host: Annotated[str, _about("the loopback address to listen on; no other is accepted")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535), _about("the TCP port to listen on; 0 picks a free one")] = 8080
+    store_size_max_gib: Annotated[
+        int, Meta(ge=1, le=1 << 16), _about("the size in GiB that the store may grow to; costs nothing until used")
+    ] = 64
+    score_min: Annotated[int, ScoreRange, _about("the lowest score accepted")] = 0
+    score_max: Annotated[int, ScoreRange, _about("the highest score accepted")] = 5
+    queue_max_scores: Annotated[
+        int, Meta(ge=1, le=1 << 24), _about("scores that may wait for a commit; past it posts get 503")
+    ] = 65536
+    body_max_bytes: Annotated[
+        int, Meta(ge=64, le=1 << 30), _about("the largest request body read, in bytes; past it 413")
+    ] = 1 << 20
+    body_timeout_seconds: Annotated[int, Seconds, _about("seconds that a body may take to arrive; past it 408")] = 10
+    shutdown_timeout_seconds: Annotated[int, Seconds, _about("seconds that a shutdown waits for requests under way")] = 30
+
+    def __post_init__(self) -> None:
+        if self.score_min >= self.score_max:
+            raise SettingError(f"score_min ({self.score_min}) must be below score_max ({self.score_max})")
+
+
+class Setting(NamedTuple):
+    """One row of the table: what a setting is called, says and accepts."""
+
+    name: str
+    type: Any
+    text: str
+    default: int | str
+    minimum: int | None
+    maximum: int | None
+
+    @property
+    def flag(self) -> str:
+        """The command line flag."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return "SCOREMEAN_" + self.name.upper()
+
+
+def _row(name: str, annotated: Any, default: int | str) -> Setting:
+    about = {}
+    for meta in annotated.__metadata__:
+        about |= {key: value for key in ("description", "ge", "le") if (value := getattr(meta, key)) is not None}
+    return Setting(name, annotated, about["description"], default, about.get("ge"), about.get("le"))
+
+
+SETTINGS = {
+    name: _row(name, annotated, getattr(Settings(), name))
+    for name, annotated in get_type_hints(Settings, include_extras=True).items()
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add the flags of the settings `names` to `parser`."""
+    for setting in map(SETTINGS.__getitem__, names):
+        parser.add_argument(
+            setting.flag,
+            dest=setting.name,
+            metavar="N" if setting.minimum is not None else setting.name.upper(),
+            help=f"{setting.text} [{setting.default}]",
+        )
+
+
+def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:
+    """Return the settings from flags, then environment, then defaults; a name that `flags` lacks or has as None is not set.
+
+    Raises:
+        SettingError: naming the flag or variable whose value is refused, and the values it may have.
+    """
+    values = {}
+    for name, setting in SETTINGS.items():
+        if (text := flags.get(name)) is not None:
+            values[name] = _parse(setting, text, setting.flag)
+        elif (text := environment.get(setting.variable)) is not None:
+            values[name] = _parse(setting, text, setting.variable)
+    return Settings(**values)
+
+
+def _parse(setting: Setting, text: str, source: str) -> int | str:
+    try:
+        return msgspec.convert(text, setting.type, strict=False)
+    except msgspec.ValidationError:
+        if setting.minimum is None:
+            raise SettingError(f"{source} must not be empty") from None
+        raise SettingError(
+            f"{source} must be an integer from {setting.minimum} to {setting.maximum}; it is {text!r}"
+        ) from None

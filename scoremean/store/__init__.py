@@ -1,0 +1,23 @@
+"""open_store(url): the one way to a Store, which imports only the store that is asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from scoremean.store.base import Store
+
+
+def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
+    """Open the store at `url`, a directory, and return it.
+
+    Args:
+        url: the directory; a missing one is made, unless `readonly`.
+        options: what the store's own class takes: `size_max_bytes` and `readonly`, see LmdbStore.
+
+    Raises:
+        StoreError: one of its kinds (StoreMissing, StoreInUse, StoreForeign), with a sentence that says what to do.
+    """
+    from scoremean.store.lmdb import LmdbStore  # pylint: disable=import-outside-toplevel  # only the store asked for
+
+    return LmdbStore(url, **options)

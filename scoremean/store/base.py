@@ -1,0 +1,61 @@
+"""The Store protocol: where tallies live, and what every store promises.
+
+A promise stands here only if every store can keep it. So a batch is atomic per UUID, and no more; a store that can do more,
+such as a batch that is all or nothing, says so in its own class.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol, Self
+
+from scoremean.model import Page, Score, Stats, Tally
+
+
+class Store(Protocol):
+    """Tallies by UUID. Safe to call from any thread; a context manager that closes itself."""
+
+    @abstractmethod
+    def submit(self, batch: Sequence[Score]) -> Future[list[Tally]]:
+        """Start to count `batch` and return at once.
+
+        The future resolves once every score is durable, to one tally a score in the order of the batch: the tally of its UUID
+        right after it. Batches are counted in the order of the calls. A future, because a thread and an event loop can both
+        wait for one.
+
+        The future raises:
+            StoreFull: nothing of the batch was counted, and the store goes on.
+            Exception: any other error leaves the outcome unknown. The store must not be written again.
+        """
+
+    def commit(self, batch: Sequence[Score]) -> list[Tally]:
+        """Count `batch` and return what `submit` resolves to, once it is durable."""
+        return self.submit(batch).result()
+
+    @abstractmethod
+    def get(self, uuids: Sequence[str]) -> list[Tally | None]:
+        """Return the durable tally of each UUID, None for one without a score. Raises InvalidUUID."""
+
+    @abstractmethod
+    def scan(self, after: str | None, limit: int) -> Page:
+        """Return up to `limit` tallies from behind the UUID `after`, or from the first one when it is None."""
+
+    @abstractmethod
+    def stats(self) -> Stats:
+        """Return what the store holds, as of the last commit."""
+
+    @abstractmethod
+    def check(self) -> list[str]:
+        """Read everything and return a sentence for each damage found: an empty list is a sound store."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for the batches under way, then let go of the store. Closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

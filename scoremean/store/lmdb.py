@@ -1,0 +1,275 @@
+"""The embedded store: one LMDB environment in one directory, and the one thread that writes it.
+
+What is durable, and why (docs/architecture.md has the measurements):
+
+- LMDB copies on write. A commit writes new pages, syncs them, then writes one of two meta pages through a descriptor that
+  syncs each write. A power cut leaves the old meta page or the new one, and each is a whole tree: there is nothing to
+  recover.
+- `sync` and `metasync` stay on and `writemap` off: relaxing any of them loses or corrupts commits on a power cut.
+- A new store fsyncs its directory and that one's parent, or the files could be gone after a power cut though their bytes
+  were synced.
+- `lib_version=0` pins LMDB 0.9's file format, which py-lmdb 3 would otherwise choose by its own default.
+
+Caveats: keep the store on a local disk, since LMDB's memory map and locks do not work over a network file system. A reader
+process that stops while it reads pins the pages it saw, so the file grows until it goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import lmdb
+
+from scoremean import codec
+from scoremean.errors import InvalidUUID, StoreDamaged, StoreError, StoreForeign, StoreFull, StoreInUse, StoreMissing
+from scoremean.model import Page, Score, Stats, Tally, require_uuid
+from scoremean.store.base import Store
+
+SIZE_MAX_BYTES = 64 << 30
+
+DATA_FILE = "data.mdb"
+LOCK_FILE = "scoremean.lock"
+
+
+class LmdbStore(Store):
+    """A Store in a directory of its own, for one writing process and any number of reading ones.
+
+    Beyond what every Store promises: a batch is all or nothing, and `scan` goes in the order of UUIDs by code point.
+
+    Args:
+        path: the directory. When writing, it is created if it is missing.
+        size_max_bytes: the size that the store may grow to. It costs address space, neither memory nor disk.
+        readonly: read what another process writes; `submit` is refused.
+
+    Raises:
+        StoreMissing: `readonly`, and there is no store at `path`.
+        StoreInUse: another process, or this one, has the store open for writing.
+        StoreForeign: `path` holds something else, or a newer format.
+        StoreError: the operating system refuses the directory; the message says why.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, size_max_bytes: int = SIZE_MAX_BYTES, readonly: bool = False):
+        self.path = Path(path)
+        self._readonly = readonly
+        self._closed = False
+        self._lock = None
+        try:
+            if readonly:
+                _require_store(self.path)
+            else:
+                _make_directory(self.path)
+                self._lock = _lock_for_writing(self.path)
+            self._env = _open_environment(self.path, 0 if readonly else size_max_bytes, readonly)
+        except OSError as error:
+            self._unlock()
+            raise StoreError(f"cannot open the store {self.path}: {error.strerror}") from error
+        except Exception:
+            self._unlock()
+            raise
+        self._writer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoremean-store")
+        try:
+            self._means, self._meta = self._writer_thread.submit(self._open_tables).result()
+        except Exception:
+            self.close()
+            raise
+
+    def submit(self, batch: Sequence[Score]) -> Future[list[Tally]]:
+        """Start to count `batch`, all or nothing; see Store.submit."""
+        if self._readonly:
+            raise StoreError(f"the store {self.path} is open for reading only")
+        return self._writer_thread.submit(self._commit, batch)
+
+    def get(self, uuids: Sequence[str]) -> list[Tally | None]:
+        """Return the durable tally of each UUID, all as of the same commit; None for one without a score."""
+        keys = [codec.pack_uuid(require_uuid(uuid)) for uuid in uuids]
+        with self._env.begin(db=self._means) as txn:
+            values = [txn.get(key) for key in keys]
+        return [value and codec.unpack_tally(value) for value in values]
+
+    def scan(self, after: str | None, limit: int) -> Page:
+        """Return up to `limit` tallies in the order of UUIDs by code point, from behind `after`."""
+        tallies: list[tuple[str, Tally]] = []
+        with self._env.begin(db=self._means) as txn:
+            for key, value in _items_after(txn.cursor(), after):
+                if len(tallies) == limit:
+                    return Page(tallies, tallies[-1][0] if tallies else after)
+                tallies.append((codec.unpack_uuid(key), codec.unpack_tally(value)))
+        return Page(tallies, None)
+
+    def stats(self) -> Stats:
+        """Return what the store holds, as of the last commit; all but the sizes cost the same however much it is."""
+        with self._env.begin() as txn:
+            uuids = txn.stat(self._means)["entries"]
+            scores = self._total(txn).count
+        info = self._env.info()
+        size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
+        return Stats(uuids, scores, size_bytes, info["map_size"])
+
+    def check(self) -> list[str]:
+        """Read every tally in one snapshot and return a sentence for each damage found."""
+        damages: list[str] = []
+        summed = Tally(0, 0)
+        with self._env.begin(db=self._means) as txn:
+            for key, value in txn.cursor():
+                try:
+                    require_uuid(codec.unpack_uuid(key))
+                    tally = codec.unpack_tally(value)
+                    summed += tally
+                except (StoreDamaged, InvalidUUID) as error:
+                    damages.append(f"means, key {key!r}: {error}")
+                    continue
+                if tally.count < 1 or codec.pack_tally(tally.sum, tally.count) != value:
+                    damages.append(f"means, key {key!r}: {tally} was not written by scoremean")
+            total = self._total(txn)
+        if summed != total:
+            damages.append(f"the tallies add up to {summed}, but the total kept is {total}")
+        return damages
+
+    def close(self) -> None:
+        """Wait for the batches under way, then let go of the directory."""
+        if self._closed:
+            return
+        self._closed = True
+        self._writer_thread.shutdown(wait=True)
+        self._env.close()
+        self._unlock()
+
+    def _open_tables(self) -> tuple[object, object]:
+        """Check the format, or write it when the store is new; return the handles of the two tables."""
+        try:
+            if not self._readonly and self._env.stat()["entries"] == 0:
+                return self._create_tables()
+            meta = self._env.open_db(codec.META_TABLE, create=False)
+            means = self._env.open_db(codec.MEANS_TABLE, create=False)
+            with self._env.begin(db=meta) as txn:
+                version = codec.unpack_format(txn.get(codec.FORMAT_KEY) or b"")
+        except (lmdb.NotFoundError, lmdb.IncompatibleError, StoreDamaged) as error:
+            raise StoreForeign(
+                f"{self.path / DATA_FILE} was not written by scoremean; give the store a directory of its own"
+            ) from error
+        if version != codec.FORMAT:
+            raise StoreForeign(
+                f"the store {self.path} has format {version}, and this version of scoremean reads format {codec.FORMAT};"
+                " install the version that wrote it"
+            )
+        return means, meta
+
+    def _create_tables(self) -> tuple[object, object]:
+        # One transaction, so that a crash in between leaves an empty environment, which counts as new.
+        with self._env.begin(write=True) as txn:
+            means = self._env.open_db(codec.MEANS_TABLE, txn=txn)
+            meta = self._env.open_db(codec.META_TABLE, txn=txn)
+            txn.put(codec.FORMAT_KEY, codec.pack_format(codec.FORMAT), db=meta)
+            txn.put(codec.TOTAL_KEY, codec.pack_tally(0, 0), db=meta)
+        _fsync_directory(self.path)
+        _fsync_directory(self.path.parent)
+        return means, meta
+
+    def _commit(self, batch: Sequence[Score]) -> list[Tally]:
+        """Count `batch` in one transaction. Runs on the writer thread only."""
+        outcomes: list[Tally] = []
+        latest: dict[str, Tally] = {}
+        try:
+            with self._env.begin(write=True, db=self._means) as txn:
+                total_sum, total_count = 0, len(batch)
+                for score in batch:
+                    tally = latest.get(score.uuid) or self._read(txn, score.uuid)
+                    tally = Tally(tally.sum + score.score, tally.count + 1)
+                    latest[score.uuid] = tally
+                    outcomes.append(tally)
+                    total_sum += score.score
+                for uuid, tally in latest.items():
+                    txn.put(codec.pack_uuid(uuid), codec.pack_tally(tally.sum, tally.count))
+                total = self._total(txn)
+                value = codec.pack_tally(total.sum + total_sum, total.count + total_count)
+                txn.put(codec.TOTAL_KEY, value, db=self._meta)
+        except lmdb.MapFullError as error:
+            raise StoreFull(
+                f"the store {self.path} has reached store_size_max_gib; restart with a larger one"
+            ) from error
+        return outcomes
+
+    def _read(self, txn: lmdb.Transaction, uuid: str) -> Tally:
+        value = txn.get(codec.pack_uuid(uuid))
+        return codec.unpack_tally(value) if value else Tally(0, 0)
+
+    def _total(self, txn: lmdb.Transaction) -> Tally:
+        return codec.unpack_tally(txn.get(codec.TOTAL_KEY, b"", db=self._meta))
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _require_store(path: Path) -> None:
+    if not (path / DATA_FILE).exists():
+        raise StoreMissing(f"there is no store at {path}; `scoremean serve --store {path}` makes one")
+
+
+def _make_directory(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"cannot open the store {path}: it is not a directory")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _lock_for_writing(path: Path) -> int:
+    """Return a descriptor that holds the writer's lock until it is closed, by us or by the death of this process.
+
+    LMDB lets several processes write in turn; the totals that a Writer hands out, and a drain, need there to be only one.
+    """
+    descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise StoreInUse(f"the store {path} is in use by process {owner or '(unknown)'}; stop it first") from None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.Environment:
+    try:
+        env = lmdb.Environment(
+            str(path),
+            map_size=size_max_bytes,  # 0 takes the size that the writer gave the file
+            readonly=readonly,
+            create=not readonly,
+            mode=0o600,
+            max_dbs=2,
+            max_spare_txns=8,
+            sync=True,
+            metasync=True,
+            writemap=False,
+            lock=True,
+            lib_version=0,
+        )
+    except (lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+        raise StoreForeign(f"{path / DATA_FILE} is not an LMDB 0.9 file; give the store a directory of its own") from error
+    except lmdb.Error as error:
+        raise StoreError(f"cannot open the store {path}: {error}") from error
+    # A reader that was killed leaves its slot, and with it the pages it saw, taken.
+    env.reader_check()
+    return env
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _items_after(cursor: lmdb.Cursor, after: str | None) -> Iterator[tuple[bytes, bytes]]:
+    if after is None:
+        return iter(cursor)
+    # The smallest key behind `after` is `after` with a zero byte, and no UUID holds one.
+    found = cursor.set_range(codec.pack_uuid(after) + b"\0")
+    return cursor.iternext() if found else iter(())

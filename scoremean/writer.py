@@ -1,0 +1,135 @@
+"""Group commit: while batch n is being committed, batch n + 1 gathers.
+
+There is no timer and no delay to tune. A lone score is committed at once; under a flood the batches grow by themselves to
+whatever arrives during one commit, so one sync to disk is shared by all of them.
+
+    post() ──> gathering ──submit──> Store thread: transaction + sync ──> each request's future
+
+The Writer lives on one event loop and knows nothing of HTTP or LMDB: it works in front of any Store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future as StoreFuture
+
+from scoremean.errors import OutcomeUnknown, QueueFull, ScoremeanError, Stopping, StoreFull
+from scoremean.model import Score, Tally
+from scoremean.store.base import Store
+
+_log = logging.getLogger(__name__)
+
+Waiting = list[tuple[asyncio.Future[list[Tally]], int]]
+
+
+class Writer:
+    """Gathers the scores of many requests into batches, one commit under way at a time.
+
+    Args:
+        store: where the batches go. The Writer does not close it.
+        queue_max_scores: scores that may wait or be under way; past it `post` refuses.
+
+    Attributes:
+        failed: resolves, to the error, when a commit fails; from then on nothing can be counted and the service must stop.
+    """
+
+    def __init__(self, store: Store, queue_max_scores: int):
+        self._store = store
+        self._queue_max_scores = queue_max_scores
+        self._loop = asyncio.get_running_loop()
+        self._gathering: list[Score] = []
+        self._waiting: Waiting = []
+        self._queued_scores = 0
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.failed: asyncio.Future[BaseException] = self._loop.create_future()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether `post` takes scores: not stopping, and no commit has failed."""
+        return not self._stopping and not self.failed.done()
+
+    def post(self, scores: Sequence[Score]) -> asyncio.Future[list[Tally]]:
+        """Queue `scores` for the next commit and return the future of this request.
+
+        It resolves once all of them are durable, to one tally a score in their order. Cancelling it gives up the answer only:
+        the scores are counted all the same.
+
+        Raises, at once and with nothing counted:
+            QueueFull: queue_max_scores would be exceeded.
+            Stopping: the Writer is closed, or a commit has failed.
+        The future raises:
+            StoreFull: nothing was counted.
+            OutcomeUnknown: the commit failed.
+        """
+        if not self.accepting:
+            raise Stopping("the service is stopping; this score was not counted, send it again")
+        if self._queued_scores + len(scores) > self._queue_max_scores:
+            raise QueueFull(
+                f"{self._queued_scores} scores wait for a commit, of {self._queue_max_scores} that may;"
+                " nothing was counted, send it again later"
+            )
+        if self._idle.is_set():
+            # A turn of the loop later, so that the requests which arrived together are committed together.
+            self._idle.clear()
+            self._loop.call_soon(self._commit_gathered)
+        answer = self._loop.create_future()
+        self._gathering.extend(scores)
+        self._waiting.append((answer, len(scores)))
+        self._queued_scores += len(scores)
+        return answer
+
+    async def close(self) -> None:
+        """Take no more scores and return when all that were taken have their answer."""
+        self._stopping = True
+        await self._idle.wait()
+
+    def _commit_gathered(self) -> None:
+        batch, waiting = self._gathering, self._waiting
+        if not batch:
+            self._idle.set()
+            return
+        self._gathering, self._waiting = [], []
+        try:
+            future = self._store.submit(batch)
+        except Exception as error:  # pylint: disable=broad-exception-caught  # whatever a store raises, none may hang
+            self._fail(waiting, error)
+            return
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._answer, waiting, done))
+
+    def _answer(self, waiting: Waiting, done: StoreFuture[list[Tally]]) -> None:
+        """Hand the outcomes of a commit to the requests they belong to, and start the next commit."""
+        error = done.exception()
+        if error is None:
+            start, outcomes = 0, done.result()
+            for answer, count in waiting:
+                if not answer.done():
+                    answer.set_result(outcomes[start : start + count])
+                start += count
+            self._queued_scores -= start
+        elif isinstance(error, StoreFull):
+            self._queued_scores -= _refuse(waiting, error)
+        else:
+            self._fail(waiting, error)
+            return
+        self._commit_gathered()
+
+    def _fail(self, waiting: Waiting, error: BaseException) -> None:
+        _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
+        self.failed.set_result(error)
+        unknown = OutcomeUnknown("the commit failed, so it is unknown whether this score was counted")
+        _refuse(waiting, unknown)
+        _refuse(self._waiting, Stopping("the service is stopping; this score was not counted, send it again"))
+        self._gathering, self._waiting, self._queued_scores = [], [], 0
+        self._idle.set()
+
+
+def _refuse(waiting: Waiting, error: ScoremeanError) -> int:
+    """Give every request of a batch `error` and return how many scores that were."""
+    for answer, _ in waiting:
+        if not answer.done():
+            answer.set_exception(error)
+    return sum(count for _, count in waiting)

@@ -1,0 +1,45 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession
+
+from scoremean.app import Service
+from scoremean.settings import Settings
+from scoremean.store.lmdb import LmdbStore
+from tests.support import assert_sound
+
+
+@pytest.fixture(name="store")
+def fixture_store(tmp_path: Path) -> Iterator[LmdbStore]:
+    """A new store, which is checked after the test."""
+    store = LmdbStore(tmp_path / "store")
+    yield store
+    store.close()
+    assert_sound(tmp_path / "store")
+
+
+@pytest.fixture(name="settings")
+def fixture_settings() -> Settings:
+    """The settings of the service under test: a free port, and limits that a test can reach."""
+    return Settings(port=0, body_max_bytes=1000, body_timeout_seconds=1, shutdown_timeout_seconds=5)
+
+
+@pytest.fixture(name="service")
+async def fixture_service(store: LmdbStore, settings: Settings) -> AsyncIterator[Service]:
+    """A service over `store` in this process, on a real socket."""
+    service = Service(settings, store, "1.2.3")
+    await service.start()
+    yield service
+    await service.stop()
+
+
+@pytest.fixture(name="client")
+async def fixture_client(service: Service) -> AsyncIterator[ClientSession]:
+    """An HTTP client of `service`; paths are relative to it."""
+    async with ClientSession(service.url) as session:
+        yield session

@@ -1,0 +1,128 @@
+"""What every store must keep. A store's test module inherits StoreContract and says how to open it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from scoremean.errors import InvalidUUID
+from scoremean.model import Score, Tally
+from scoremean.store.base import Store
+from tests.support import Oracle, scores_of
+
+
+class StoreContract(ABC):
+    """One method a promise."""
+
+    @abstractmethod
+    def open(self, place: Path) -> Store:
+        """Open the store at `place`, new or not."""
+
+    @pytest.fixture(name="place")
+    def fixture_place(self, tmp_path: Path) -> Path:
+        """Where this test's store is."""
+        return tmp_path / "store"
+
+    @pytest.fixture(name="store")
+    def fixture_store(self, place: Path) -> Iterator[Store]:
+        """A new store, which is checked after the test."""
+        with self.open(place) as store:
+            yield store
+            assert store.check() == []
+
+    def test_a_new_store_is_empty(self, store):
+        """No tally, no score, no damage."""
+        assert store.get(["a"]) == [None]
+        assert store.scan(None, 10).tallies == []
+        assert (store.stats().uuids, store.stats().scores) == (0, 0)
+
+    def test_each_score_gets_the_tally_after_it(self, store):
+        """Scores of one UUID in one batch see each other in order."""
+        batch = scores_of([("a", 5), ("b", 1), ("a", 3), ("a", 4)])
+        assert store.commit(batch) == [Tally(5, 1), Tally(1, 1), Tally(8, 2), Tally(12, 3)]
+        assert store.commit([Score("b", 0)]) == [Tally(1, 2)]
+        assert store.get(["b", "x", "a"]) == [Tally(1, 2), None, Tally(12, 3)]
+        assert (store.stats().uuids, store.stats().scores) == (2, 5)
+
+    def test_an_empty_batch_changes_nothing(self, store):
+        """And has no outcome."""
+        assert store.commit([]) == []
+
+    def test_batches_are_counted_in_the_order_of_the_calls(self, store):
+        """Without waiting in between."""
+        futures = [store.submit([Score("a", n % 6)]) for n in range(50)]
+        assert [future.result()[0].count for future in futures] == list(range(1, 51))
+
+    @pytest.mark.parametrize("uuid", ["a/b", " ", "é" * 128, "\U0001f600", "x" * 256, "\ufeff\ufffd"])
+    def test_any_valid_uuid_is_kept_as_it_is(self, store, uuid):
+        """Whatever script, up to the limit."""
+        store.commit([Score(uuid, 3)])
+        assert store.get([uuid]) == [Tally(3, 1)]
+        assert store.scan(None, 10).tallies == [(uuid, Tally(3, 1))]
+
+    @pytest.mark.parametrize("uuid", ["", "x" * 257, "\n"])
+    def test_an_invalid_uuid_is_refused_and_not_just_absent(self, store, uuid):
+        """A program that asks for it has a mistake."""
+        with pytest.raises(InvalidUUID):
+            store.get([uuid])
+
+    def test_negative_and_large_scores_are_exact(self, store):
+        """Nothing is rounded."""
+        batch = scores_of([("a", -1_000_000)] * 3 + [("b", 1_000_000)] * 3)
+        store.commit(batch)
+        assert store.get(["a", "b"]) == [Tally(-3_000_000, 3), Tally(3_000_000, 3)]
+
+    def test_a_scan_goes_over_everything_once(self, store):
+        """Page by page, whatever the limit."""
+        uuids = {f"u{n:03}" for n in range(25)}
+        store.commit([Score(uuid, 1) for uuid in uuids])
+        for limit in (1, 7, 25, 26):
+            found, after = [], None
+            while True:
+                page = store.scan(after, limit)
+                assert len(page.tallies) <= limit
+                found += page.tallies
+                after = page.after
+                if after is None:
+                    break
+            assert len(found) == 25
+            assert dict(found) == {uuid: Tally(1, 1) for uuid in uuids}
+
+    def test_everything_is_there_after_a_restart(self, place):
+        """Also the totals."""
+        with self.open(place) as store:
+            store.commit(scores_of([("a", 5), ("b", 2)]))
+        with self.open(place) as store:
+            assert store.commit([Score("a", 3)]) == [Tally(8, 2)]
+            assert (store.stats().uuids, store.stats().scores) == (2, 3)
+            assert store.check() == []
+
+    def test_close_waits_for_the_batches_under_way(self, place):
+        """And closing twice does nothing."""
+        store = self.open(place)
+        futures = [store.submit([Score("a", 1)]) for _ in range(10)]
+        store.close()
+        store.close()
+        assert [future.result()[0].count for future in futures] == list(range(1, 11))
+
+    def test_many_threads_write_and_read_at_once(self, store):
+        """No score is lost, and a reader sees only tallies that were once true."""
+        oracle = Oracle()
+
+        def write(thread: int) -> None:
+            for n in range(20):
+                store.commit(scores_of([("one", n % 6), (f"own-{thread}", n % 6)]))
+                [tally] = store.get(["one"])
+                assert 0 <= tally.sum <= 5 * tally.count
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(write, range(8)))
+        for n in range(20):
+            oracle.post(Score("own", n % 6))
+        one = oracle.tally("own")
+        assert store.get(["one"]) == [Tally(8 * one.sum, 8 * one.count)]
+        assert store.get([f"own-{thread}" for thread in range(8)]) == [one] * 8

@@ -1,0 +1,106 @@
+"""What several test modules need: a real server process, an exact oracle, and the proof that a store is sound."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Self
+
+from aiohttp import ClientSession
+from lmdb.verify import verify
+
+from scoremean import Score, Tally, open_store
+
+INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
+
+
+class Server:
+    """`scoremean serve` in a process of its own, on a free port. Started on entry, ended by force on exit."""
+
+    def __init__(self, store: Path, *flags: str):
+        self.store = store
+        self._flags = flags
+        self._process: subprocess.Popen[str]
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "scoremean", "serve", "--store", str(self.store), "--port", "0", *self._flags]
+        self._process = subprocess.Popen(  # pylint: disable=consider-using-with  # __exit__ ends it
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        line = self._process.stdout.readline()
+        assert line.startswith("listening on "), self._process.communicate()[1]
+        self.url = line.split()[-1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.wait()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._process.kill()
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
+
+    def wait(self) -> tuple[int, str]:
+        """Wait for the end and return the exit code and what was written to standard error."""
+        if self._process.stdout.closed:
+            return self._process.returncode, ""
+        _, messages = self._process.communicate(timeout=60)
+        return self._process.returncode, messages
+
+
+class Oracle:
+    """The plain truth: every score kept, means as fractions."""
+
+    def __init__(self) -> None:
+        self._scores: defaultdict[str, list[int]] = defaultdict(list)
+
+    def post(self, score: Score) -> Tally:
+        """Count `score` and return the tally of its UUID after it."""
+        self._scores[score.uuid].append(score.score)
+        return self.tally(score.uuid)
+
+    def tally(self, uuid: str) -> Tally | None:
+        """Return the tally of `uuid`, None if it has no score."""
+        scores = self._scores.get(uuid)
+        return Tally(sum(scores), len(scores)) if scores else None
+
+    def mean(self, uuid: str) -> Fraction:
+        """Return the exact mean."""
+        return Fraction(sum(self._scores[uuid]), len(self._scores[uuid]))
+
+    def uuids(self) -> list[str]:
+        """Return the UUIDs with a score, in the order of code points."""
+        return sorted(self._scores)
+
+
+def scores_of(pairs: Iterable[tuple[str, int]]) -> list[Score]:
+    """Return a score for each `(UUID, score)`."""
+    return [Score(uuid, score) for uuid, score in pairs]
+
+
+async def post(client: ClientSession, uuid: str, score: int) -> float:
+    """Post one score and return the mean in the answer."""
+    async with client.post("/scores", json={"UUID": uuid, "score": score}) as response:
+        assert response.status == 200, await response.text()
+        return (await response.json())["mean"]
+
+
+def assert_sound(path: Path) -> None:
+    """Prove a store at rest: LMDB's pages by an independent walk, then our own invariants."""
+    assert not verify(str(path))
+    with open_store(path, readonly=True) as store:
+        assert not store.check()

@@ -1,0 +1,62 @@
+"""The bytes on disk: fixed examples, round trips, and refusals of bytes that scoremean cannot have written."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoremean import codec
+from scoremean.errors import StoreDamaged
+from scoremean.model import Tally
+
+
+@pytest.mark.parametrize(
+    ("tally", "written"),
+    [((12, 3), "920c03"), ((0, 1), "920001"), ((-5, 2), "92fb02"), ((1000, 200), "92cd03e8ccc8")],
+)
+def test_the_bytes_of_format_1(tally, written):
+    """A change of these bytes is a change of the format."""
+    assert codec.pack_tally(*tally).hex() == written
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**63 - 1))
+def test_a_tally_of_64_bits_comes_back(total, count):
+    """The whole range."""
+    assert codec.unpack_tally(codec.pack_tally(total, count)) == Tally(total, count)
+
+
+@given(st.text().filter(lambda text: text.isprintable()), st.text().filter(lambda text: text.isprintable()))
+def test_keys_come_back_and_keep_the_order_of_code_points(a, b):
+    """LMDB compares bytes; listing in UUID order depends on this."""
+    assert codec.unpack_uuid(codec.pack_uuid(a)) == a
+    assert (codec.pack_uuid(a) < codec.pack_uuid(b)) == (a < b)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_a_tally_or_damage(value):
+    """Whatever is on disk, no other error comes out."""
+    try:
+        assert isinstance(codec.unpack_tally(value), Tally)
+    except StoreDamaged:
+        pass
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"\xc1", b"\x92\x01", b"\x92\x01\xcb" + bytes(8), b"\x93\x01\x01\x01", b"\x01", b"\x80"]
+)
+def test_other_bytes_are_damage(value):
+    """Cut off, unknown, a float, three numbers, one number, a map."""
+    with pytest.raises(StoreDamaged):
+        codec.unpack_tally(value)
+
+
+def test_a_format_is_an_integer():
+    """The one value that every version must be able to read."""
+    assert codec.unpack_format(codec.pack_format(1)) == 1
+    with pytest.raises(StoreDamaged, match="not a format version"):
+        codec.unpack_format(b"\x80")
+
+
+def test_a_key_that_is_not_utf8_is_damage():
+    """It names the key."""
+    with pytest.raises(StoreDamaged, match="not UTF-8"):
+        codec.unpack_uuid(b"\xff")

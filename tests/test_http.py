@@ -1,0 +1,307 @@
+"""The HTTP contract: the examples, every route, every refusal. Real sockets throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import Future
+
+import pytest
+from aiohttp import ClientSession
+
+from scoremean.app import Service
+from scoremean.errors import StoreFull
+from scoremean.model import Tally
+from tests.support import post
+
+OK_BODY = b'{"UUID": "a1-b1", "score": 5}'
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_the_three_scores_of_the_readme(client):
+    """5, 3, 4 give 5.0, 4.0, 4.0, in exactly two members."""
+    for score, mean in ((5, 5.0), (3, 4.0), (4, 4.0)):
+        async with client.post("/scores", json={"UUID": "a1-b1", "score": score}) as response:
+            assert response.status == 200
+            assert response.headers["Content-Type"] == "application/json"
+            assert await response.json() == {"UUID": "a1-b1", "mean": mean}
+    async with client.get("/means/a1-b1") as response:
+        assert await response.json() == {"UUID": "a1-b1", "mean": 4.0, "sum": 12, "count": 3}
+
+
+@pytest.mark.parametrize(
+    ("uuid", "path"),
+    [
+        ("a/b", "a/b"),
+        ("a/b", "a%2Fb"),
+        ("a/b", "a%2fb"),
+        ("é ü", "%C3%A9%20%C3%BC"),
+        ("100%", "100%25"),
+        ("a?b#c", "a%3Fb%23c"),
+        ("a+b", "a+b"),
+        ("..", ".."),
+        ("./a/../b", "./a/../b"),
+        ("/", "%2F"),
+        ("a//b/", "a//b/"),
+        ("%2F", "%252F"),
+    ],
+)
+async def test_a_uuid_in_the_path_is_percent_encoded(client, service, uuid, path):
+    """Slashes and dots as they are or encoded, anything else encoded; nothing is normalised away."""
+    await post(client, uuid, 3)
+    status, _, body = await exchange(service, raw_request(f"GET /means/{path}?x=1"))
+    assert (status, body) == (200, {"UUID": uuid, "mean": 3.0, "sum": 3, "count": 1})
+
+
+async def test_an_unknown_uuid_is_404(client):
+    """Not a mean of 0."""
+    await assert_problem(client.get("/means/nobody"), 404, "unknown-uuid")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "slug"),
+    [
+        ("", 422, "invalid-uuid"),
+        ("a%0Ab", 422, "invalid-uuid"),
+        ("x" * 257, 422, "invalid-uuid"),
+        ("%ED%A0%80", 400, "malformed-request"),
+        ("%FF", 400, "malformed-request"),
+        ("\udcff", 400, "malformed-request"),
+    ],
+)
+async def test_an_invalid_uuid_in_the_path_is_refused(service, path, status, slug):
+    """Empty, a control character, too long, and bytes that are not UTF-8, encoded or raw."""
+    raw = f"GET /means/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode(errors="surrogateescape")
+    found, _, problem = await exchange(service, raw)
+    assert (found, problem["type"]) == (status, f"urn:scoremean:{slug}")
+
+
+async def test_stats_tell_what_the_store_holds(client):
+    """And the version of the service."""
+    for uuid in ("a", "b", "a"):
+        await post(client, uuid, 1)
+    async with client.get("/stats") as response:
+        stats = await response.json()
+    assert stats.pop("store_size_bytes") > 0
+    assert stats == {"version": "1.2.3", "uuids": 2, "scores": 3, "store_size_max_bytes": 64 << 30}
+
+
+async def test_live_and_ready(client):
+    """Both, and HEAD as GET without the body."""
+    for path in ("/livez", "/readyz"):
+        async with client.get(path) as response:
+            assert response.status == 200
+        async with client.head(path) as response:
+            assert (response.status, await response.read()) == (200, b"")
+
+
+# The table of docs/http.md, row by row: test_docs holds the two equal.
+BAD_INPUT = {
+    "not JSON": (b'{"UUID": "a1-b1", "score": 5', 400, "malformed-request", None),
+    "not UTF-8": (b'{"UUID": "a1-b1\xff", "score": 5}', 400, "malformed-request", None),
+    "empty": (b"", 400, "malformed-request", None),
+    "array where an object is meant": (b"[5]", 422, "invalid-score", ""),
+    "missing member": (b'{"UUID": "a1-b1"}', 422, "invalid-score", "/score"),
+    "unknown member": (b'{"UUID": "a1-b1", "score": 5, "scoer": 5}', 422, "invalid-score", "/scoer"),
+    "score 6": (b'{"UUID": "a1-b1", "score": 6}', 422, "invalid-score", "/score"),
+    "score -1": (b'{"UUID": "a1-b1", "score": -1}', 422, "invalid-score", "/score"),
+    "score 5.0": (b'{"UUID": "a1-b1", "score": 5.0}', 422, "invalid-score", "/score"),
+    'score "5"': (b'{"UUID": "a1-b1", "score": "5"}', 422, "invalid-score", "/score"),
+    "score true": (b'{"UUID": "a1-b1", "score": true}', 422, "invalid-score", "/score"),
+    "score null": (b'{"UUID": "a1-b1", "score": null}', 422, "invalid-score", "/score"),
+    "score NaN": (b'{"UUID": "a1-b1", "score": NaN}', 422, "invalid-score", "/score"),
+    "score 1e400": (b'{"UUID": "a1-b1", "score": 1e400}', 422, "invalid-score", "/score"),
+    "score of 30 digits": (b'{"UUID": "a1-b1", "score": %s}' % (b"1" * 30), 422, "invalid-score", "/score"),
+    "UUID empty": (b'{"UUID": "", "score": 5}', 422, "invalid-score", "/UUID"),
+    "UUID of 257 bytes": (b'{"UUID": "%s", "score": 5}' % (b"x" * 257), 422, "invalid-score", "/UUID"),
+    "UUID with a control character": (b'{"UUID": "a\\u0000", "score": 5}', 422, "invalid-score", "/UUID"),
+    "UUID with a lone surrogate": (b'{"UUID": "\\ud800", "score": 5}', 422, "invalid-score", "/UUID"),
+    "UUID a number": (b'{"UUID": 7, "score": 5}', 422, "invalid-score", "/UUID"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+async def test_a_bad_body_is_refused_with_the_member_named(client, store, name):
+    """And the tallies do not change."""
+    body, status, slug, pointer = BAD_INPUT[name]
+    await post(client, "a1-b1", 5)
+    problem = await assert_problem(client.post("/scores", data=body, headers=JSON), status, slug)
+    assert [error["pointer"] for error in problem.get("errors", [])] == ([] if pointer is None else [pointer])
+    assert store.get(["a1-b1"]) == [Tally(5, 1)]
+    assert store.stats().scores == 1
+
+
+def raw_request(line: str, *headers: str, body: bytes = b"", length: int | None = None) -> bytes:
+    """Return the bytes of a request, whose Content-Length may be a lie."""
+    if length is None and body:
+        length = len(body)
+    lines = [f"{line} HTTP/1.1", "Host: x", *headers]
+    if length is not None:
+        lines.append(f"Content-Length: {length}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def raw_post(*headers: str, body: bytes = OK_BODY, length: int | None = None) -> bytes:
+    """Return the bytes of a post of JSON."""
+    return raw_request("POST /scores", "Content-Type: application/json", *headers, body=body, length=length)
+
+
+HALF_POST = raw_post(length=40)
+CHUNKED = b"POST /scores HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+BAD_REQUESTS = {
+    "no Content-Type": (raw_request("POST /scores", body=OK_BODY), 415, "unsupported-media-type"),
+    "Content-Type text/plain": (
+        raw_request("POST /scores", "Content-Type: text/plain", body=OK_BODY),
+        415,
+        "unsupported-media-type",
+    ),
+    "charset latin-1": (
+        raw_request("POST /scores", "Content-Type: application/json; charset=latin-1", body=OK_BODY),
+        415,
+        "unsupported-media-type",
+    ),
+    "Content-Encoding gzip": (raw_post("Content-Encoding: gzip"), 415, "unsupported-media-type"),
+    "body past `body_max_bytes`": (raw_post(body=OK_BODY + b" " * 1000), 413, "body-too-large"),
+    "body cut off, connection half closed": (HALF_POST, 400, "malformed-request"),
+    "chunked body cut off": (CHUNKED + b"1d\r\n" + OK_BODY, 400, "malformed-request"),
+    "chunk size not a number": (CHUNKED + b"zz\r\n", 400, "malformed-request"),
+    "not HTTP": (b"\x16\x03\x01 hello\r\n\r\n", 400, "malformed-request"),
+    "header without a colon": (raw_request("GET /livez", "X x"), 400, "malformed-request"),
+    "header of 10,000 bytes": (raw_request("GET /livez", "X: " + "x" * 10_000), 400, "malformed-request"),
+    "Expect other than 100-continue": (raw_post("Expect: tea"), 417, "expectation-failed"),
+    "unknown route": (raw_request("GET /nothing/%ff"), 404, "unknown-route"),
+    "wrong method": (raw_request("PUT /scores", length=0), 405, "method-not-allowed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+async def test_a_bad_request_is_refused_and_says_nothing_of_versions(service, store, caplog, name):
+    """Sent byte for byte and then half closed: the client has sent all that it will."""
+    raw, status, slug = BAD_REQUESTS[name]
+    found, headers, problem = await exchange(service, raw)
+    assert (found, problem["type"], problem["status"]) == (status, f"urn:scoremean:{slug}", status)
+    assert problem["title"] and problem["detail"]
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["server"] == "scoremean"
+    assert store.stats().scores == 0
+    assert not caplog.records
+
+
+async def test_a_body_that_stops_half_way_is_given_up(service, store):
+    """The connection is open and nothing more comes: 408 after body_timeout_seconds."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(HALF_POST)
+    status, _, problem = await read_response(reader)
+    assert (status, problem["type"]) == (408, "urn:scoremean:request-timeout")
+    assert store.stats().scores == 0
+    writer.close()
+
+
+async def test_a_wrong_method_says_which_are_allowed(client):
+    """On every route."""
+    for path, allowed in (("/scores", "POST"), ("/means/a", "GET, HEAD"), ("/stats", "GET, HEAD")):
+        async with client.delete(path) as response:
+            assert (response.status, response.headers["Allow"]) == (405, allowed)
+
+
+async def test_a_client_that_half_closes_gets_its_answer(service):
+    """Its request was whole and is counted, so it must be answered."""
+    status, _, body = await exchange(service, raw_post())
+    assert (status, body) == (200, {"UUID": "a1-b1", "mean": 5.0})
+
+
+async def test_a_client_that_hangs_up_costs_nothing(service, store, caplog):
+    """In the middle of a body, or before its answer: no traceback, and the service goes on."""
+    for raw in (HALF_POST, b"POST /sco"):
+        _, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+        writer.write(raw)
+        await writer.drain()
+        writer.transport.abort()
+    async with ClientSession(service.url) as client:
+        assert await post(client, "a", 4) == 4.0
+    assert store.stats().scores == 1
+    assert not caplog.records
+
+
+async def test_unavailable_errors_say_when_to_try_again(client, service, monkeypatch):
+    """503 with Retry-After; a full store is 507 and reading goes on."""
+    await post(client, "a", 4)
+    writer = service._writer  # pylint: disable=protected-access  # no request of a test's size fills the real queue
+    monkeypatch.setattr(writer, "_queue_max_scores", 0)
+    async with client.post("/scores", json={"UUID": "a", "score": 1}) as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "1")
+        assert (await response.json())["type"] == "urn:scoremean:queue-full"
+    monkeypatch.undo()
+
+    async def full(_):
+        raise StoreFull("full")
+
+    monkeypatch.setattr(writer, "post", full)
+    await assert_problem(client.post("/scores", json={"UUID": "a", "score": 1}), 507, "store-full")
+    async with client.get("/means/a") as response:
+        assert response.status == 200
+
+
+async def test_a_bug_is_a_500_that_is_logged_and_told_in_the_same_shape(client, store, caplog, monkeypatch):
+    """Only its own request fails."""
+
+    def fail():
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(store, "stats", fail)
+    problem = await assert_problem(client.get("/stats"), 500, "internal-error")
+    assert "oops" not in json.dumps(problem)
+    assert "oops" in caplog.text
+    assert await post(client, "a", 4) == 4.0
+
+
+async def test_many_clients_post_to_one_uuid_and_to_many(client, store):
+    """Each of the counts is handed out once, and every tally is exact."""
+
+    async def run(number: int) -> list[float]:
+        return [await post(client, uuid, number % 6) for uuid in ("one", f"own-{number}") * 5]
+
+    await asyncio.gather(*(run(number) for number in range(40)))
+    assert store.get(["one"]) == [Tally(5 * sum(n % 6 for n in range(40)), 200)]
+    assert store.get([f"own-{n}" for n in range(40)]) == [Tally(5 * (n % 6), 5) for n in range(40)]
+
+
+async def test_an_answer_is_sent_after_the_commit_and_not_before(client, store, monkeypatch):
+    """With the commit held back, no answer comes; a read does not see the score either."""
+    commit, held = Future(), asyncio.Event()
+    monkeypatch.setattr(store, "submit", lambda batch: held.set() or commit)
+    request = asyncio.ensure_future(post(client, "a", 5))
+    await held.wait()
+    await assert_problem(client.get("/means/a"), 404, "unknown-uuid")
+    assert not request.done()
+    commit.set_result([Tally(5, 1)])
+    assert await request == 5.0
+
+
+async def assert_problem(request, status: int, slug: str) -> dict:
+    """Assert that `request` is answered with this problem, and return it."""
+    async with request as response:
+        assert response.content_type == "application/problem+json"
+        problem = await response.json()
+    assert (response.status, problem["type"]) == (status, f"urn:scoremean:{slug}"), problem
+    return problem
+
+
+async def exchange(service: Service, raw: bytes) -> tuple[int, dict[str, str], dict]:
+    """Send `raw`, close the sending side, and return the one response."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(raw)
+    writer.write_eof()
+    response = await read_response(reader)
+    assert await reader.read() == b""
+    writer.close()
+    return response
+
+
+async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], dict]:
+    """Read one response: its status, its headers by lower-case name, its JSON."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    body = await reader.readexactly(int(headers["content-length"]))
+    return int(head[0].split()[1]), headers, json.loads(body)

@@ -1,0 +1,55 @@
+"""Imports form one line: a module imports only from its left."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import scoremean
+
+PACKAGE = Path(scoremean.__file__).parent
+LINE = """errors model codec settings store.base store.lmdb store writer validation handlers app cli __main__""".split()
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its name in LINE; the package itself is the empty name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, also inside its functions, by their names in LINE."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            # `from scoremean import codec` imports the module codec; any other name is the package's own.
+            names |= {f"{node.module}.{alias.name}" if alias.name in LINE else node.module for alias in node.names}
+    return {name.removeprefix("scoremean").removeprefix(".") for name in names if name.split(".")[0] == "scoremean"}
+
+
+def test_every_module_has_its_place():
+    """A new module is put into the line, here and in docs/architecture.md."""
+    assert set(modules()) == {*LINE, ""}
+
+
+@pytest.mark.parametrize("name", LINE)
+def test_a_module_imports_only_from_its_left(name):
+    """So each can be read, and tested, with what stands left of it."""
+    assert imports(modules()[name]) <= set(LINE[: LINE.index(name)])
+
+
+def test_only_the_codec_knows_msgpack():
+    """The bytes on disk are known in one place; likewise lmdb and the store, aiohttp and the HTTP modules."""
+    users = {"msgpack": {"codec"}, "lmdb": {"store.lmdb"}, "aiohttp": {"handlers", "app"}}
+    for library, allowed in users.items():
+        statement = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
+        assert {name for name, path in modules().items() if statement.search(path.read_text())} == allowed

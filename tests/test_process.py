@@ -1,0 +1,136 @@
+"""The real process: SIGKILL and SIGTERM while many clients post. What was answered must be there, and only once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+from aiohttp import ClientSession, TCPConnector
+
+from scoremean import Tally, open_store
+from tests.support import INSTEVAL, Server, assert_sound
+
+CLIENTS = 16
+
+
+class Load:
+    """Clients that post until the server goes away, and what each was told.
+
+    Every client has a UUID of its own and gives it 1, 2, 3, 4, 5, 0, 1 ..., so a tally shows which scores it holds.
+    """
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        self.cut = 0
+
+    async def run(self, url: str, when_answered: int, act: Callable[[], None]) -> None:
+        """Post, and call `act` once when `when_answered` scores have been answered."""
+        async with ClientSession(url) as session:
+            clients = [asyncio.ensure_future(self._client(session, f"client-{n}")) for n in range(CLIENTS)]
+            while self.answered.total() < when_answered:
+                await asyncio.sleep(0)
+            act()
+            await asyncio.gather(*clients)
+
+    async def _client(self, session: ClientSession, uuid: str) -> None:
+        while True:
+            self.sent[uuid] += 1
+            try:
+                async with session.post("/scores", json={"UUID": uuid, "score": self.sent[uuid] % 6}) as response:
+                    if response.status == 503:
+                        return
+                    mean = (await response.json())["mean"]
+            except aiohttp.ClientConnectorError:  # no connection: the score was never sent
+                return
+            except aiohttp.ClientError:
+                self.cut += 1
+                return
+            self.answered[uuid] += 1
+            assert mean == expected(self.answered[uuid]).mean
+
+
+def expected(count: int) -> Tally:
+    """Return the tally of a client's first `count` scores."""
+    return Tally(sum(n % 6 for n in range(1, count + 1)), count)
+
+
+def test_sigkill_under_load_loses_no_acknowledged_score(tmp_path):
+    """Three times on the same store: each client's tally is what it was told, or that and the one that was under way."""
+    for round_number in range(3):
+        path = tmp_path / str(round_number)
+        load = Load()
+        with Server(path) as server:
+            asyncio.run(load.run(server.url, 300 * (round_number + 1), server.kill))
+            assert server.wait()[0] == -9
+        assert_sound(path)
+        with Server(path) as server, open_store(path, readonly=True) as store:
+            for uuid, answered in load.answered.items():
+                [tally] = store.get([uuid])
+                assert tally in (expected(answered), expected(answered + 1))
+                assert tally.count <= load.sent[uuid]
+
+
+def test_sigterm_under_load_cuts_no_counted_request(tmp_path):
+    """Exit code 0, and every count is exactly the answers: no score without an answer, no answer without a score."""
+    load = Load()
+    with Server(tmp_path / "store") as server:
+        asyncio.run(load.run(server.url, 500, server.terminate))
+        code, messages = server.wait()
+    assert code == 0, messages
+    assert "Traceback" not in messages
+    with open_store(tmp_path / "store", readonly=True) as store:
+        assert store.get(list(load.answered)) == [expected(answered) for answered in load.answered.values()]
+    assert_sound(tmp_path / "store")
+
+
+def test_the_example_survives_a_sigkill(tmp_path):
+    """5, 3, 4, SIGKILL, restart: 4.0 of 3 scores."""
+
+    async def post_and_kill(server: Server) -> None:
+        async with ClientSession(server.url) as session:
+            for score in (5, 3, 4):
+                await session.post("/scores", json={"UUID": "a1-b1", "score": score})
+        server.kill()
+
+    async def read(server: Server) -> dict:
+        async with ClientSession(server.url) as session, session.get("/means/a1-b1") as response:
+            return await response.json()
+
+    with Server(tmp_path) as server:
+        asyncio.run(post_and_kill(server))
+        server.wait()
+    with Server(tmp_path) as server:
+        assert asyncio.run(read(server)) == {"UUID": "a1-b1", "mean": 4.0, "sum": 12, "count": 3}
+
+
+@pytest.mark.skipif(not INSTEVAL.exists(), reason=f"there is no {INSTEVAL}; docs/contributing.md says where it is from")
+def test_the_real_data_set_ends_exact(tmp_path):
+    """73,421 scores of 1,128 UUIDs, posted one by one over 64 connections."""
+    lines = INSTEVAL.read_bytes().splitlines()
+    truth: dict[str, Tally] = {}
+    for score in map(json.loads, lines):
+        truth[score["UUID"]] = truth.get(score["UUID"], Tally(0, 0)) + Tally(score["score"], 1)
+
+    async def run(url: str) -> None:
+        todo = iter(lines)
+        headers = {"Content-Type": "application/json"}
+        async with ClientSession(url, connector=TCPConnector(limit=64), headers=headers) as session:
+
+            async def client() -> None:
+                for line in todo:
+                    async with session.post("/scores", data=line) as response:
+                        assert response.status == 200
+
+            await asyncio.gather(*(client() for _ in range(64)))
+
+    with Server(tmp_path) as server:
+        asyncio.run(run(server.url))
+        with open_store(tmp_path, readonly=True) as store:
+            assert (store.stats().uuids, store.stats().scores) == (1128, 73421)
+            assert dict(store.scan(None, 2000).tallies) == truth
+    assert_sound(tmp_path)

@@ -1,0 +1,46 @@
+"""Flag, then environment, then default; and what each refusal names."""
+
+import argparse
+
+import pytest
+
+from scoremean.errors import SettingError
+from scoremean.settings import SETTINGS, Settings, add_flags, resolve
+
+
+def test_the_flag_wins_then_the_variable_then_the_default():
+    """For one setting of each kind."""
+    assert resolve({}, {}) == Settings()
+    assert resolve({}, {"SCOREMEAN_PORT": "1", "SCOREMEAN_STORE": "b"}) == Settings(port=1, store="b")
+    assert resolve({"port": "2", "store": None}, {"SCOREMEAN_PORT": "1"}) == Settings(port=2)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_has_a_flag_a_variable_and_bounds_that_hold_its_default(name):
+    """One spelling everywhere."""
+    setting = SETTINGS[name]
+    assert setting.flag.removeprefix("--").replace("-", "_") == name == setting.variable.removeprefix("SCOREMEAN_").lower()
+    parser = argparse.ArgumentParser()
+    add_flags(parser, [name])
+    text = str(setting.default)
+    assert resolve(vars(parser.parse_args([setting.flag, text])), {}) == Settings() == resolve({}, {setting.variable: text})
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "-1", "65536", "0x10"])
+def test_a_number_that_is_none_or_out_of_range_is_refused(text):
+    """The message names where the value came from and what it may be."""
+    for flags, environment, source in (({"port": text}, {}, "--port"), ({}, {"SCOREMEAN_PORT": text}, "SCOREMEAN_PORT")):
+        with pytest.raises(SettingError, match=f"{source} must be an integer from 0 to 65535; it is "):
+            resolve(flags, environment)
+
+
+def test_an_empty_store_is_refused():
+    """An empty variable would otherwise mean the current directory."""
+    with pytest.raises(SettingError, match="SCOREMEAN_STORE must not be empty"):
+        resolve({}, {"SCOREMEAN_STORE": ""})
+
+
+def test_the_range_of_scores_must_hold_two_at_least():
+    """With one possible score every mean is known before."""
+    with pytest.raises(SettingError, match=r"score_min \(5\) must be below score_max \(5\)"):
+        resolve({"score_min": "5"}, {})

@@ -1,0 +1,229 @@
+"""The embedded store: the contract, and what it alone promises or refuses."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import lmdb
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from scoremean import codec, open_store
+from scoremean.errors import StoreError, StoreForeign, StoreFull, StoreInUse, StoreMissing
+from scoremean.model import Score, Tally
+from scoremean.store.lmdb import LmdbStore
+from tests.store_contract import StoreContract
+from tests.support import Oracle, assert_sound, scores_of
+
+UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
+SCORES = st.builds(Score, UUIDS, st.integers(0, 5))
+
+
+class TestContract(StoreContract):
+    """LmdbStore keeps what every store keeps."""
+
+    def open(self, place):
+        return open_store(place)
+
+
+class LmdbMachine(RuleBasedStateMachine):
+    """Random sequences of scores and restarts against the oracle."""
+
+    def __init__(self):
+        super().__init__()
+        self._directory = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with  # teardown ends it
+        self._path = Path(self._directory.name) / "store"
+        self._store = LmdbStore(self._path)
+        self._oracle = Oracle()
+
+    @rule(batch=st.lists(SCORES, max_size=8))
+    def commit(self, batch):
+        """Each outcome is the oracle's."""
+        assert self._store.commit(batch) == [self._oracle.post(score) for score in batch]
+
+    @rule()
+    def restart(self):
+        """Close, prove the store sound at rest, open again."""
+        self._store.close()
+        assert_sound(self._path)
+        self._store = LmdbStore(self._path)
+
+    @rule(uuid=UUIDS)
+    def get(self, uuid):
+        """The mean is the float nearest to the exact one."""
+        [tally] = self._store.get([uuid])
+        assert tally == self._oracle.tally(uuid)
+        if tally:
+            assert Fraction(tally.sum, tally.count) == self._oracle.mean(uuid)
+            assert tally.mean == float(self._oracle.mean(uuid))
+
+    @precondition(lambda self: self._oracle.uuids())
+    @rule(limit=st.integers(1, 8), data=st.data())
+    def scan(self, limit, data):
+        """In the order of code points, from behind any UUID."""
+        after = data.draw(st.none() | UUIDS)
+        expected = [uuid for uuid in self._oracle.uuids() if after is None or uuid > after]
+        page = self._store.scan(after, limit)
+        assert page.tallies == [(uuid, self._oracle.tally(uuid)) for uuid in expected[:limit]]
+        assert page.after == (expected[limit - 1] if len(expected) > limit else None)
+
+    @invariant()
+    def sound(self):
+        """Checked after every step."""
+        assert not self._store.check()
+        assert self._store.stats().uuids == len(self._oracle.uuids())
+
+    def teardown(self):
+        self._store.close()
+        assert_sound(self._path)
+        self._directory.cleanup()
+
+
+TestMachine = LmdbMachine.TestCase
+TestMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+def test_a_store_is_private_to_its_owner(store):
+    """Nobody else on the machine reads or changes the scores."""
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o700
+    assert {name: stat.S_IMODE((store.path / name).stat().st_mode) for name in os.listdir(store.path)} == {
+        "data.mdb": 0o600,
+        "lock.mdb": 0o600,
+        "scoremean.lock": 0o600,
+    }
+
+
+def test_a_batch_is_all_or_nothing_and_a_full_store_goes_on(tmp_path):
+    """A map that is full refuses the whole batch, reads on, and takes what still fits."""
+    with LmdbStore(tmp_path, size_max_bytes=1 << 18) as store:
+        stored = 0
+        with pytest.raises(StoreFull, match="store_size_max_gib"):
+            while True:
+                store.commit([Score(f"{stored + n:0200}", 1) for n in range(100)])
+                stored += 100
+        assert stored > 0
+        assert store.stats().uuids == store.stats().scores == stored
+        assert store.get([f"{stored:0200}"]) == [None]
+        assert store.commit([Score(f"{0:0200}", 5)]) == [Tally(6, 2)]
+        assert not store.check()
+    with LmdbStore(tmp_path, size_max_bytes=1 << 20) as store:
+        assert len(store.commit([Score(f"{stored + n:0200}", 1) for n in range(100)])) == 100
+    assert_sound(tmp_path)
+
+
+def test_a_second_writer_is_refused_with_the_process_that_has_it(store):
+    """In this process and in another one."""
+    with pytest.raises(StoreInUse, match=f"is in use by process {os.getpid()}; stop it first"):
+        LmdbStore(store.path)
+    code = "import sys, scoremean; scoremean.open_store(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, store.path], capture_output=True, text=True, check=False)
+    assert f"is in use by process {os.getpid()}" in done.stderr
+    assert store.commit([Score("a", 1)]) == [Tally(1, 1)]
+
+
+def test_another_process_reads_while_it_is_served(store):
+    """It sees every commit that was answered before it looked."""
+    store.commit(scores_of([("a", 5), ("a", 2)]))
+    code = "import sys, scoremean\nwith scoremean.open_store(sys.argv[1], readonly=True) as s: print(s.get(['a']), s.check())"
+    done = subprocess.run([sys.executable, "-c", code, store.path], capture_output=True, text=True, check=True)
+    assert done.stdout == "[Tally(sum=7, count=2)] []\n"
+
+
+def test_a_reader_sees_the_commits_that_come_after_it_opened(tmp_path):
+    """It is no snapshot."""
+    writer_code = "import sys, scoremean\nwith scoremean.open_store(sys.argv[1]) as s: s.commit([scoremean.Score('a', 5)])"
+    write = [sys.executable, "-c", writer_code, tmp_path]
+    subprocess.run(write, check=True)
+    with open_store(tmp_path, readonly=True) as reader:
+        assert reader.get(["a"]) == [Tally(5, 1)]
+        subprocess.run(write, check=True)
+        assert reader.get(["a"]) == [Tally(10, 2)]
+        with pytest.raises(StoreError, match="open for reading only"):
+            reader.submit([Score("a", 1)])
+
+
+def test_a_store_of_another_format_is_refused(tmp_path):
+    """The message says which one it is and what to do; nothing in it is changed."""
+    LmdbStore(tmp_path).close()
+    _overwrite(tmp_path, codec.META_TABLE, codec.FORMAT_KEY, codec.pack_format(codec.FORMAT + 1))
+    before = (tmp_path / "data.mdb").read_bytes()
+    for readonly in (False, True):
+        with pytest.raises(StoreForeign, match="has format 2, and this version of scoremean reads format 1"):
+            LmdbStore(tmp_path, readonly=readonly)
+    assert (tmp_path / "data.mdb").read_bytes() == before
+
+
+def test_what_scoremean_did_not_write_is_refused(tmp_path):
+    """Another program's LMDB, LMDB 1.0's format, no LMDB at all, an unreadable format."""
+    foreign = tmp_path / "foreign"
+    with lmdb.Environment(str(foreign), max_dbs=1, lib_version=0) as env:
+        env.open_db(b"theirs")
+    newer = tmp_path / "newer"
+    lmdb.Environment(str(newer), lib_version=1).close()
+    garbage = tmp_path / "garbage"
+    garbage.mkdir()
+    (garbage / "data.mdb").write_bytes(b"not LMDB" * 1000)
+    odd = tmp_path / "odd"
+    LmdbStore(odd).close()
+    _overwrite(odd, codec.META_TABLE, codec.FORMAT_KEY, b"\xc1")
+    for path in (foreign, newer, garbage, odd):
+        for readonly in (False, True):
+            with pytest.raises(StoreForeign, match="give the store a directory of its own"):
+                LmdbStore(path, readonly=readonly)
+
+
+def test_a_directory_that_cannot_be_used_is_refused(tmp_path):
+    """The message says why, in a sentence."""
+    with pytest.raises(StoreMissing, match="there is no store at .*; `scoremean serve --store "):
+        LmdbStore(tmp_path / "none", readonly=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="not a directory"):
+        LmdbStore(tmp_path / "file")
+    with pytest.raises(StoreError, match="cannot open the store /proc/none: No such file or directory"):
+        LmdbStore("/proc/none")
+    (tmp_path / "blocked" / "data.mdb").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot open the store .*blocked: "):
+        LmdbStore(tmp_path / "blocked")
+
+
+def test_an_environment_left_empty_by_a_crash_is_a_new_store(tmp_path):
+    """The tables and the format are written in one transaction; before it there is nothing to lose."""
+    lmdb.Environment(str(tmp_path), lib_version=0).close()
+    with LmdbStore(tmp_path) as store:
+        assert store.commit([Score("a", 1)]) == [Tally(1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "damage"),
+    [
+        (codec.MEANS_TABLE, b"a", b"\xc1", "means, key b'a': the bytes c1 are not msgpack"),
+        (codec.MEANS_TABLE, b"a", codec.pack_tally(0, 0), "was not written by scoremean"),
+        (codec.MEANS_TABLE, b"a", b"\x92\xd0\x05\x01", "was not written by scoremean"),
+        (codec.MEANS_TABLE, b"a", codec.pack_tally(4, 1), "the tallies add up to Tally(sum=6, count=2), but the total kept"),
+        (codec.MEANS_TABLE, b"\n", codec.pack_tally(0, 1), "control characters"),
+        (codec.MEANS_TABLE, b"\xff", codec.pack_tally(0, 1), "is not UTF-8"),
+        (codec.META_TABLE, codec.TOTAL_KEY, codec.pack_tally(7, 3), "the total kept is Tally(sum=7, count=3)"),
+    ],
+)
+def test_check_finds_damage(tmp_path, table, key, value, damage):
+    """Any byte that scoremean cannot have written, and tallies that do not add up."""
+    with LmdbStore(tmp_path) as store:
+        store.commit(scores_of([("a", 5), ("b", 2)]))
+    _overwrite(tmp_path, table, key, value)
+    with LmdbStore(tmp_path) as store:
+        assert damage in "\n".join(store.check())
+
+
+def _overwrite(path: Path, table: bytes, key: bytes, value: bytes) -> None:
+    with lmdb.Environment(str(path), max_dbs=2, lib_version=0) as env:
+        handle = env.open_db(table)
+        with env.begin(write=True) as txn:
+            txn.put(key, value, db=handle)

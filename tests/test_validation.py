@@ -1,0 +1,96 @@
+"""The two readings of a body must agree: the fast one that decides, and the slow one that explains."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from scoremean.errors import InvalidScore, MalformedRequest, UnsupportedMediaType
+from scoremean.model import Score
+from scoremean.validation import ScoreDecoder, require_media_type
+
+DECODER = ScoreDecoder(0, 5)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+ALMOST_SCORES = st.fixed_dictionaries(
+    {}, optional={"UUID": st.text(max_size=3) | JSON_VALUES, "score": st.integers(-1, 6) | JSON_VALUES, "x": JSON_VALUES}
+)
+
+
+@given(JSON_VALUES | ALMOST_SCORES)
+@example({"UUID": "\ud800", "score": 1})
+def test_what_is_refused_is_explained_and_what_is_taken_is_a_score(value):
+    """Every refusal has at least one fault of our own words, each with a pointer into the body."""
+    try:
+        score = DECODER.decode(json.dumps(value).encode())
+    except InvalidScore as error:
+        assert error.faults
+        for fault in error.faults:
+            assert fault.pointer == "" or fault.pointer.startswith("/")
+            assert "Expected `" not in fault.detail
+            msgspec.json.encode(fault.pointer)
+    else:
+        assert {"UUID": score.uuid, "score": score.score} == value
+        assert 0 <= score.score <= 5
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_score_or_a_refusal(body):
+    """No other error comes out."""
+    try:
+        assert isinstance(DECODER.decode(body), Score)
+    except (InvalidScore, MalformedRequest) as error:
+        assert error.detail
+
+
+@pytest.mark.parametrize("depth", [500, 900, 990, 1000, 1100, 100_000])
+@pytest.mark.parametrize("opening", ['{"UUID":"a","score":', '{"x":', ""])
+def test_deep_nesting_is_refused_whatever_the_depth(opening, depth):
+    """Both readers have a limit of recursion, and they differ."""
+    body = opening + "[" * depth + "]" * depth + ("}" if opening else "")
+    with pytest.raises((InvalidScore, MalformedRequest)):
+        DECODER.decode(body.encode())
+
+
+def test_every_fault_is_named_at_once():
+    """A client mends its request in one go."""
+    with pytest.raises(InvalidScore) as caught:
+        DECODER.decode(b'{"score": 7, "s/c~ore": 1}')
+    assert [fault.pointer for fault in caught.value.faults] == ["/UUID", "/score", "/s~1c~0ore"]
+    assert caught.value.faults[1].detail == "score must be an integer from 0 to 5, not 7"
+
+
+def test_an_integer_of_more_digits_than_python_parses_is_named():
+    """Python refuses to parse more than 4,300 digits."""
+    with pytest.raises(InvalidScore) as caught:
+        DECODER.decode(b'{"UUID": "a", "score": %s}' % (b"9" * 5000))
+    assert [fault.pointer for fault in caught.value.faults] == ["/score"]
+
+
+def test_a_long_value_is_cut_in_the_message():
+    """A client cannot make an answer as large as its body."""
+    with pytest.raises(InvalidScore) as caught:
+        DECODER.decode(json.dumps({"UUID": "x" * 10_000, "score": 1}).encode())
+    assert len(caught.value.faults[0].detail) < 200
+
+
+@pytest.mark.parametrize(
+    "value", ["application/json", "Application/JSON", "application/json; charset=utf-8", 'application/json;charset="UTF-8"']
+)
+def test_json_in_utf8_is_taken(value):
+    """With and without the parameter, in any case."""
+    require_media_type({"Content-Type": value, "Content-Encoding": "identity"})
+
+
+@pytest.mark.parametrize(
+    "value", ["", "text/plain", "application/jsonx", "application/json; charset=latin-1", "multipart/form-data"]
+)
+def test_any_other_type_is_refused(value):
+    """The message says what to send."""
+    with pytest.raises(UnsupportedMediaType, match="Content-Type: application/json"):
+        require_media_type({"Content-Type": value})
