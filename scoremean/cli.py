@@ -63,7 +63,11 @@ def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str
 
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    with open_store(settings.store, size_max_bytes=settings.store_size_max_gib << 30) as store:
+    options = {
+        "size_max_bytes": settings.store_size_max_gib << 30,
+        "id_retention_seconds": settings.id_retention_hours * 3600,
+    }
+    with open_store(settings.store, **options) as store:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             ended_well = runner.run(serve(settings, store, _version(), _announce))
     return OK if ended_well else FAILED

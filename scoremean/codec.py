@@ -2,18 +2,24 @@
 
 Format 1:
 
-    table  key               value
-    means  the UUID, UTF-8   msgpack [sum, count]
-    meta   "format"          msgpack 1
-    meta   "total"           msgpack [sum, count] over all UUIDs
+    table         key                    value
+    means         the UUID, UTF-8        msgpack [sum, count]
+    ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, sum, count, voided]: the score, and its first answer
+    meta          "format"               msgpack 1
+    meta          "total"                msgpack [sum, count] over all UUIDs
+    meta          "generation"           msgpack [n, since]: new ids go to the table ids-n, since that Unix time in seconds
 
 UTF-8 keeps the order of code points, so LMDB's order of keys is the order of UUIDs. msgpack writes an integer in as few
-bytes as it fits: a tally of small scores takes 3 to 7 bytes.
+bytes as it fits: a tally of small scores takes 3 to 7 bytes. An id is hashed to a key of one size, so that a long id costs no
+more than a short one; two ids of the same 128-bit hash are not to be expected before 2**60 ids are kept at once.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import msgpack
+from msgspec import Struct
 
 from scoremean.errors import StoreDamaged
 from scoremean.model import Tally
@@ -24,6 +30,24 @@ MEANS_TABLE = b"means"
 META_TABLE = b"meta"
 FORMAT_KEY = b"format"
 TOTAL_KEY = b"total"
+IDS_TABLES = (b"ids-0", b"ids-1")
+GENERATION_KEY = b"generation"
+
+
+class IdRecord(Struct, frozen=True, gc=False):
+    """What is kept of an id: its score, the tally that was its first answer, and whether it was voided."""
+
+    uuid: str
+    score: int
+    first: Tally
+    voided: bool = False
+
+
+class Generation(Struct, frozen=True, gc=False):
+    """Which of the two ids tables takes new ids, and since when, in Unix time."""
+
+    current: int
+    since_seconds: int
 
 
 def pack_uuid(uuid: str) -> bytes:
@@ -50,6 +74,37 @@ def unpack_tally(value: bytes) -> Tally:
         case [int() as total, int() as count]:
             return Tally(total, count)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a tally")
+
+
+def pack_id(name: str) -> bytes:
+    """Return the key of an id, 16 bytes."""
+    return blake2b(name.encode(), digest_size=16).digest()
+
+
+def pack_id_record(record: IdRecord) -> bytes:
+    """Return the bytes of what is kept of an id."""
+    return msgpack.packb((record.uuid, record.score, record.first.sum, record.first.count, record.voided))
+
+
+def unpack_id_record(value: bytes) -> IdRecord:
+    """Return the IdRecord of a value. Raises StoreDamaged when the bytes are not one."""
+    match _unpack(value):
+        case [str() as uuid, int() as score, int() as total, int() as count, bool() as voided]:
+            return IdRecord(uuid, score, Tally(total, count), voided)
+    raise StoreDamaged(f"the bytes {bytes(value).hex()} are not the record of an id")
+
+
+def pack_generation(generation: Generation) -> bytes:
+    """Return the bytes of a generation."""
+    return msgpack.packb((generation.current, generation.since_seconds))
+
+
+def unpack_generation(value: bytes) -> Generation:
+    """Return the Generation of a value. Raises StoreDamaged when the bytes are not one."""
+    match _unpack(value):
+        case [0 | 1 as current, int() as since_seconds]:
+            return Generation(current, since_seconds)
+    raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a generation")
 
 
 def pack_format(version: int) -> bytes:

@@ -5,13 +5,17 @@
     │   ├── MalformedRequest        400  not HTTP, not UTF-8, not JSON, or cut off half way
     │   ├── UnknownRoute            404  no such path
     │   ├── UnknownUUID             404  a UUID without a score
+    │   ├── UnknownId               404  an id that no score carried, or whose record has expired
     │   ├── MethodNotAllowed        405  the path exists, the method does not
     │   ├── RequestTimeout          408  the body did not arrive in time
     │   ├── BodyTooLarge            413  longer than body_max_bytes
     │   ├── UnsupportedMediaType    415  a Content-Type or Content-Encoding not read here
     │   ├── ExpectationFailed       417  an Expect header other than 100-continue
     │   └── InvalidScore            422  well-formed, but not a score
-    │       └── InvalidUUID          not 1 to 256 UTF-8 bytes without control characters
+    │       ├── InvalidUUID          not 1 to 256 UTF-8 bytes without control characters
+    │       ├── InvalidId            the same for an id
+    │       ├── IdConflict           the id was used for another UUID or score
+    │       └── IdVoided             the score with this id was voided
     ├── Unavailable                 503  try again; Retry-After says when
     │   ├── QueueFull                    more scores wait than queue_max_scores; this one was not counted
     │   ├── Stopping                     the service is shutting down; this one was not counted
@@ -85,6 +89,14 @@ class UnknownUUID(RequestError):
     title = "Unknown UUID"
 
 
+class UnknownId(RequestError):
+    """No score carried this id, or its record has expired (id_retention_hours)."""
+
+    status = 404
+    slug = "unknown-id"
+    title = "Unknown id"
+
+
 class MethodNotAllowed(RequestError):
     """The path exists, but not with this method; the Allow header lists those it has."""
 
@@ -142,6 +154,27 @@ class InvalidUUID(InvalidScore):
 
     slug = "invalid-uuid"
     title = "Invalid UUID"
+
+
+class InvalidId(InvalidScore):
+    """Not 1 to 256 UTF-8 bytes without control characters; or two ids for one score."""
+
+    slug = "invalid-id"
+    title = "Invalid id"
+
+
+class IdConflict(InvalidScore):
+    """The id was used before, for another UUID or another score. This one was not counted."""
+
+    slug = "id-conflict"
+    title = "Id conflict"
+
+
+class IdVoided(InvalidScore):
+    """The score with this id was voided, so it is not counted again."""
+
+    slug = "id-voided"
+    title = "Id voided"
 
 
 class Unavailable(ScoremeanError):

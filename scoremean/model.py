@@ -10,9 +10,9 @@ import re
 
 from msgspec import UNSET, Struct, UnsetType
 
-from scoremean.errors import InvalidScore, InvalidUUID
+from scoremean.errors import InvalidId, InvalidScore, InvalidUUID
 
-UUID_MAX_BYTES = 256
+TEXT_MAX_BYTES = 256
 
 # Scores between -SCORE_BOUND and SCORE_BOUND keep a tally within 64 bits for 9 * 10**12 scores of one UUID.
 SCORE_BOUND = 1_000_000
@@ -26,35 +26,58 @@ def require_uuid(uuid: str) -> str:
     Raises:
         InvalidUUID: with a sentence that says which of these it is not.
     """
-    # Nearly every UUID is short printable ASCII, where one character is one byte.
-    if uuid.isascii() and uuid.isprintable() and 0 < len(uuid) <= UUID_MAX_BYTES:
-        return uuid
+    return _require_text(uuid, "UUID", InvalidUUID)
+
+
+def require_id(name: str) -> str:
+    """Return `name`, the id of a score, if it is 1 to 256 UTF-8 bytes without control characters. Raises InvalidId."""
+    return _require_text(name, "id", InvalidId)
+
+
+def _require_text(text: str, what: str, error: type[InvalidScore]) -> str:
+    # Nearly every one is short printable ASCII, where one character is one byte.
+    if text.isascii() and text.isprintable() and 0 < len(text) <= TEXT_MAX_BYTES:
+        return text
     try:
-        size_bytes = len(uuid.encode())
+        size_bytes = len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidUUID("UUID holds half of a surrogate pair, which UTF-8 cannot encode") from None
-    if not 0 < size_bytes <= UUID_MAX_BYTES:
-        raise InvalidUUID(f"UUID must be 1 to {UUID_MAX_BYTES} bytes of UTF-8; it has {size_bytes}")
-    if found := _CONTROL_CHARACTER.search(uuid):
-        raise InvalidUUID(f"UUID must not hold control characters; it has U+{ord(found[0]):04X}")
-    return uuid
+        raise error(f"{what} holds half of a surrogate pair, which UTF-8 cannot encode") from None
+    if not 0 < size_bytes <= TEXT_MAX_BYTES:
+        raise error(f"{what} must be 1 to {TEXT_MAX_BYTES} bytes of UTF-8; it has {size_bytes}")
+    if found := _CONTROL_CHARACTER.search(text):
+        raise error(f"{what} must not hold control characters; it has U+{ord(found[0]):04X}")
+    return text
 
 
 class Score(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename={"uuid": "UUID"}):
     """One integer given to one UUID. It is also the form of a score on the wire, where validation narrows its range further.
 
+    `id` is the client's own name for this score. Scores with the same id count once.
+
     Raises:
-        InvalidUUID: when made with a UUID that is not one.
+        InvalidUUID, InvalidId: when made with a UUID or an id that is not one.
         InvalidScore: when `score` is not an int within SCORE_BOUND; a bool is not, and no float is ever stored.
     """
 
     uuid: str
     score: int
+    id: str | None = None
 
     def __post_init__(self) -> None:
         require_uuid(self.uuid)
+        if self.id is not None:
+            require_id(self.id)
         if self.score.__class__ is not int or not -SCORE_BOUND <= self.score <= SCORE_BOUND:
             raise InvalidScore(f"score must be an integer from {-SCORE_BOUND} to {SCORE_BOUND}, not {self.score!r}")
+
+
+class Void(Struct, frozen=True, gc=False):
+    """Takes the score that carried `id` out of its UUID's tally, out of the sum and the count. Raises InvalidId."""
+
+    id: str
+
+    def __post_init__(self) -> None:
+        require_id(self.id)
 
 
 class Tally(Struct, frozen=True, gc=False, order=True):
@@ -79,11 +102,25 @@ class Tally(Struct, frozen=True, gc=False, order=True):
         return self.sum / self.count
 
 
-class Mean(Struct, frozen=True, gc=False, rename={"uuid": "UUID"}):
-    """What a client reads: a UUID with its tally's mean, and the tally itself where a route gives it."""
+class Replay(Tally, frozen=True, gc=False):
+    """The tally that the first score with this id was answered with. This one counted nothing."""
+
+
+class Voided(Struct, frozen=True, gc=False):
+    """What a Void leaves: the UUID of the score and its tally without it, which may be of no scores."""
 
     uuid: str
-    mean: float
+    tally: Tally
+
+
+class Mean(Struct, frozen=True, gc=False, rename={"uuid": "UUID"}):
+    """What a client reads: a UUID with its tally's mean, and the tally itself where a route gives it.
+
+    `mean` is None where a void has left no score.
+    """
+
+    uuid: str
+    mean: float | None
     sum: int | UnsetType = UNSET
     count: int | UnsetType = UNSET
 
@@ -96,9 +133,10 @@ class Page(Struct, frozen=True):
 
 
 class Stats(Struct, frozen=True):
-    """What a store holds: UUIDs with a score, scores counted, bytes used on disk, and the bytes it may grow to."""
+    """What a store holds: UUIDs with a score, scores counted, ids kept, bytes used on disk, and the bytes it may grow to."""
 
     uuids: int
     scores: int
+    ids: int
     store_size_bytes: int
     store_size_max_bytes: int

@@ -39,6 +39,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 64
     score_min: Annotated[int, ScoreRange, _about("the lowest score accepted")] = 0
     score_max: Annotated[int, ScoreRange, _about("the highest score accepted")] = 5
+    id_retention_hours: Annotated[
+        int, Meta(ge=1, le=24 * 366), _about("hours that ids are kept at least; a retry within them counts once")
+    ] = 168
     queue_max_scores: Annotated[
         int, Meta(ge=1, le=1 << 24), _about("scores that may wait for a commit; past it posts get 503")
     ] = 65536

@@ -7,17 +7,19 @@ second time, slowly, to say what is wrong with it; what the second reading think
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
 
-from scoremean.errors import Fault, InvalidScore, MalformedRequest, UnsupportedMediaType
-from scoremean.model import UUID_MAX_BYTES, Score
+from scoremean.errors import Fault, InvalidId, InvalidScore, MalformedRequest, UnsupportedMediaType
+from scoremean.model import TEXT_MAX_BYTES, Score
 
 JSON = "application/json"
 
 _SHOWN_MAX_CHARACTERS = 40
+_MEMBERS = "UUID, score and, if you like, id"
 
 
 def require_media_type(headers: Mapping[str, str]) -> None:
@@ -38,6 +40,27 @@ def require_media_type(headers: Mapping[str, str]) -> None:
         raise UnsupportedMediaType("send the body as it is, without a Content-Encoding")
 
 
+def with_key(score: Score, key: str | None) -> Score:
+    """Return `score` with the value of an Idempotency-Key header, if there is one, as its id.
+
+    The header's draft wants a quoted string (draft-ietf-httpapi-idempotency-key-header-07); many clients send it bare, and
+    both are taken.
+
+    Raises:
+        InvalidId: the key cannot be an id, or the score has another one.
+    """
+    if key is None:
+        return score
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = re.sub(r"\\(.)", r"\1", key[1:-1])
+    if score.id is not None and score.id != key:
+        raise InvalidId("the member id and the header Idempotency-Key differ; send one of them")
+    try:
+        return Score(score.uuid, score.score, key)
+    except InvalidId as error:
+        raise InvalidId(f"in the header Idempotency-Key, {error}") from None
+
+
 class ScoreDecoder:
     """Decodes the body of a single post. The range of a score is the one thing that differs between services.
 
@@ -47,14 +70,18 @@ class ScoreDecoder:
 
     def __init__(self, score_min: int, score_max: int):
         bounded = Annotated[int, msgspec.Meta(ge=score_min, le=score_max)]
+        # On the wire an id is a string or left out: a null would look like an id and protect from nothing.
+        fields = [("score", bounded), ("id", str, None)]
         self._type = msgspec.defstruct(
-            "Score", [("score", bounded)], bases=(Score,), frozen=True, gc=False, forbid_unknown_fields=True
+            "Score", fields, bases=(Score,), frozen=True, gc=False, forbid_unknown_fields=True
         )
         self._decoder = msgspec.json.Decoder(self._type)
         self._valid = {"UUID": "a1-b1", "score": score_min}
+        text = f"must be a string of 1 to {TEXT_MAX_BYTES} UTF-8 bytes without control characters"
         self._rules = {
-            "UUID": f"UUID must be a string of 1 to {UUID_MAX_BYTES} UTF-8 bytes without control characters",
+            "UUID": f"UUID {text}",
             "score": f"score must be an integer from {score_min} to {score_max}",
+            "id": f"id {text}, or be left out",
         }
 
     def decode(self, body: bytes) -> Score:
@@ -72,14 +99,14 @@ class ScoreDecoder:
 
     def _faults(self, value: Any) -> Iterator[Fault]:
         if not isinstance(value, dict):
-            yield Fault("", f"a score is an object with the members UUID and score, not {_shown(value)}")
+            yield Fault("", f"a score is an object with the members {_MEMBERS}, not {_shown(value)}")
             return
         for name, rule in self._rules.items():
-            if name not in value:
+            if name not in value and name != "id":
                 yield Fault(_pointer(name), f"the member {name} is missing: {rule}")
         for name, member in value.items():
             if name not in self._rules:
-                yield Fault(_pointer(name), f"unknown member {_shown(name)}; a score has the members UUID and score")
+                yield Fault(_pointer(name), f"unknown member {_shown(name)}; a score has the members {_MEMBERS}")
             elif not self._is_valid(name, member):
                 yield Fault(_pointer(name), f"{self._rules[name]}, not {_shown(member)}")
 

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future as StoreFuture
 
 from scoremean.errors import OutcomeUnknown, QueueFull, ScoremeanError, Stopping, StoreFull
-from scoremean.model import Score, Tally
-from scoremean.store.base import Store
+from scoremean.store.base import Change, Outcome, Store
 
 _log = logging.getLogger(__name__)
 
-Waiting = list[tuple[asyncio.Future[list[Tally]], int]]
+Waiting = list[tuple[asyncio.Future[list[Outcome]], int]]
 
 
 class Writer:
@@ -39,7 +38,7 @@ class Writer:
         self._store = store
         self._queue_max_scores = queue_max_scores
         self._loop = asyncio.get_running_loop()
-        self._gathering: list[Score] = []
+        self._gathering: list[Change] = []
         self._waiting: Waiting = []
         self._queued_scores = 0
         self._stopping = False
@@ -52,11 +51,11 @@ class Writer:
         """Whether `post` takes scores: not stopping, and no commit has failed."""
         return not self._stopping and not self.failed.done()
 
-    def post(self, scores: Sequence[Score]) -> asyncio.Future[list[Tally]]:
-        """Queue `scores` for the next commit and return the future of this request.
+    def post(self, changes: Sequence[Change]) -> asyncio.Future[list[Outcome]]:
+        """Queue `changes` for the next commit and return the future of this request.
 
-        It resolves once all of them are durable, to one tally a score in their order. Cancelling it gives up the answer only:
-        the scores are counted all the same.
+        It resolves once all of them are durable, to one outcome a change in their order (Store.submit). Cancelling it gives up
+        the answer only: the changes are counted all the same.
 
         Raises, at once and with nothing counted:
             QueueFull: queue_max_scores would be exceeded.
@@ -67,7 +66,7 @@ class Writer:
         """
         if not self.accepting:
             raise Stopping("the service is stopping; this score was not counted, send it again")
-        if self._queued_scores + len(scores) > self._queue_max_scores:
+        if self._queued_scores + len(changes) > self._queue_max_scores:
             raise QueueFull(
                 f"{self._queued_scores} scores wait for a commit, of {self._queue_max_scores} that may;"
                 " nothing was counted, send it again later"
@@ -77,9 +76,9 @@ class Writer:
             self._idle.clear()
             self._loop.call_soon(self._commit_gathered)
         answer = self._loop.create_future()
-        self._gathering.extend(scores)
-        self._waiting.append((answer, len(scores)))
-        self._queued_scores += len(scores)
+        self._gathering.extend(changes)
+        self._waiting.append((answer, len(changes)))
+        self._queued_scores += len(changes)
         return answer
 
     async def close(self) -> None:
@@ -100,7 +99,7 @@ class Writer:
             return
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._answer, waiting, done))
 
-    def _answer(self, waiting: Waiting, done: StoreFuture[list[Tally]]) -> None:
+    def _answer(self, waiting: Waiting, done: StoreFuture[list[Outcome]]) -> None:
         """Hand the outcomes of a commit to the requests they belong to, and start the next commit."""
         error = done.exception()
         if error is None:
@@ -120,7 +119,7 @@ class Writer:
     def _fail(self, waiting: Waiting, error: BaseException) -> None:
         _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
         self.failed.set_result(error)
-        unknown = OutcomeUnknown("the commit failed, so it is unknown whether this score was counted")
+        unknown = OutcomeUnknown("the commit failed: outcome unknown, retry with the same id")
         _refuse(waiting, unknown)
         _refuse(self._waiting, Stopping("the service is stopping; this score was not counted, send it again"))
         self._gathering, self._waiting, self._queued_scores = [], [], 0

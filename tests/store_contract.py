@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scoremean.errors import InvalidUUID
-from scoremean.model import Score, Tally
+from scoremean.errors import IdConflict, IdVoided, InvalidUUID, UnknownId
+from scoremean.model import Replay, Score, Tally, Void, Voided
 from scoremean.store.base import Store
 from tests.support import Oracle, scores_of
 
@@ -47,6 +47,52 @@ class StoreContract(ABC):
         assert store.commit([Score("b", 0)]) == [Tally(1, 2)]
         assert store.get(["b", "x", "a"]) == [Tally(1, 2), None, Tally(12, 3)]
         assert (store.stats().uuids, store.stats().scores) == (2, 5)
+
+    def test_an_id_counts_once(self, store):
+        """In one batch, in two, and after others: the first answer again, marked as a replay."""
+        score = Score("a", 5, "id-1")
+        assert store.commit([score, Score("a", 1), score]) == [Tally(5, 1), Tally(6, 2), Replay(5, 1)]
+        assert store.commit([Score("a", 3), score]) == [Tally(9, 3), Replay(5, 1)]
+        assert store.get(["a"]) == [Tally(9, 3)]
+        assert (store.stats().scores, store.stats().ids) == (3, 1)
+
+    @pytest.mark.parametrize("other", [Score("b", 5, "id-1"), Score("a", 4, "id-1")])
+    def test_an_id_belongs_to_one_score(self, store, other):
+        """Used for another UUID or score it is refused, and only that; also within a batch."""
+        outcomes = store.commit([Score("a", 5, "id-1"), other, Score("b", 1)])
+        assert isinstance(outcomes.pop(1), IdConflict)
+        assert outcomes == [Tally(5, 1), Tally(1, 1)]
+        assert isinstance(store.commit([other])[0], IdConflict)
+        assert store.get(["a", "b"]) == [Tally(5, 1), Tally(1, 1)]
+
+    def test_a_void_takes_a_score_out_of_sum_and_count(self, store):
+        """Once, however often it is sent; and the id does not count again afterwards."""
+        store.commit([Score("a", 5, "id-1"), Score("a", 2), Score("a", 4, "id-2")])
+        assert store.commit([Void("id-1"), Void("id-1")]) == [Voided("a", Tally(6, 2)), Voided("a", Tally(6, 2))]
+        assert isinstance(store.commit([Score("a", 5, "id-1")])[0], IdVoided)
+        assert isinstance(store.commit([Score("a", 4, "id-1")])[0], IdConflict)
+        assert store.get(["a"]) == [Tally(6, 2)]
+        assert store.stats().scores == 2
+
+    def test_a_uuid_whose_every_score_was_voided_has_no_mean(self, store):
+        """It is gone from reads; a new score starts anew. Voids and scores of one batch see each other."""
+        outcomes = store.commit([Score("a", 5, "id-1"), Void("id-1"), Score("b", 1)])
+        assert outcomes == [Tally(5, 1), Voided("a", Tally(0, 0)), Tally(1, 1)]
+        assert store.get(["a"]) == [None]
+        assert [uuid for uuid, _ in store.scan(None, 10).tallies] == ["b"]
+        assert store.commit([Score("a", 3)]) == [Tally(3, 1)]
+
+    def test_a_void_of_an_unknown_id_is_refused(self, store):
+        """And changes nothing."""
+        assert isinstance(store.commit([Void("nobody")])[0], UnknownId)
+
+    def test_ids_are_kept_over_a_restart(self, place):
+        """Replayed and voided as before."""
+        with self.open(place) as store:
+            store.commit([Score("a", 5, "id-1"), Score("a", 2, "id-2"), Void("id-2")])
+        with self.open(place) as store:
+            assert store.commit([Score("a", 5, "id-1")]) == [Replay(5, 1)]
+            assert isinstance(store.commit([Score("a", 2, "id-2")])[0], IdVoided)
 
     def test_an_empty_batch_changes_nothing(self, store):
         """And has no outcome."""

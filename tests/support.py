@@ -13,7 +13,8 @@ from typing import Self
 from aiohttp import ClientSession
 from lmdb.verify import verify
 
-from scoremean import Score, Tally, open_store
+from scoremean import Replay, Score, Tally, Void, Voided, open_store
+from scoremean.errors import IdConflict, IdVoided, RequestError, UnknownId
 
 INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
 
@@ -63,10 +64,35 @@ class Server:
 
 
 class Oracle:
-    """The plain truth: every score kept, means as fractions."""
+    """The plain truth: every score kept, every id, means as fractions."""
 
     def __init__(self) -> None:
         self._scores: defaultdict[str, list[int]] = defaultdict(list)
+        self._ids: dict[str, tuple[Score, Tally]] = {}
+        self._voided: set[str] = set()
+
+    def apply(self, change: Score | Void) -> Tally | Voided | type[RequestError]:
+        """Apply `change` and return its outcome; for one that is refused, the class of the error."""
+        if isinstance(change, Void):
+            return self._void(change.id)
+        if change.id in self._ids:
+            score, first = self._ids[change.id]
+            if score != change:
+                return IdConflict
+            return IdVoided if change.id in self._voided else Replay(first.sum, first.count)
+        tally = self.post(change)
+        if change.id is not None:
+            self._ids[change.id] = (change, tally)
+        return tally
+
+    def _void(self, name: str) -> Voided | type[RequestError]:
+        if name not in self._ids:
+            return UnknownId
+        score, _ = self._ids[name]
+        if name not in self._voided:
+            self._voided.add(name)
+            self._scores[score.uuid].remove(score.score)
+        return Voided(score.uuid, self.tally(score.uuid) or Tally(0, 0))
 
     def post(self, score: Score) -> Tally:
         """Count `score` and return the tally of its UUID after it."""
@@ -84,7 +110,7 @@ class Oracle:
 
     def uuids(self) -> list[str]:
         """Return the UUIDs with a score, in the order of code points."""
-        return sorted(self._scores)
+        return sorted(uuid for uuid, scores in self._scores.items() if scores)
 
 
 def scores_of(pairs: Iterable[tuple[str, int]]) -> list[Score]:

@@ -49,6 +49,24 @@ def test_other_bytes_are_damage(value):
         codec.unpack_tally(value)
 
 
+def test_the_record_of_an_id_comes_back():
+    """And nothing else is one."""
+    record = codec.IdRecord("a1-b1", 5, Tally(12, 3), True)
+    assert codec.pack_id_record(record).hex() == "95a561312d623105" + "0c03c3"
+    assert codec.unpack_id_record(codec.pack_id_record(record)) == record
+    assert codec.pack_id("x" * 256) != codec.pack_id("y") and len(codec.pack_id("y")) == 16
+    with pytest.raises(StoreDamaged, match="not the record of an id"):
+        codec.unpack_id_record(codec.pack_tally(1, 1))
+
+
+def test_a_generation_comes_back():
+    """And nothing else is one."""
+    generation = codec.Generation(1, 1_700_000_000)
+    assert codec.unpack_generation(codec.pack_generation(generation)) == generation
+    with pytest.raises(StoreDamaged, match="not a generation"):
+        codec.unpack_generation(b"\x92\x02\x01")
+
+
 def test_a_format_is_an_integer():
     """The one value that every version must be able to read."""
     assert codec.unpack_format(codec.pack_format(1)) == 1

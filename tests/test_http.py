@@ -83,7 +83,7 @@ async def test_stats_tell_what_the_store_holds(client):
     async with client.get("/stats") as response:
         stats = await response.json()
     assert stats.pop("store_size_bytes") > 0
-    assert stats == {"version": "1.2.3", "uuids": 2, "scores": 3, "store_size_max_bytes": 64 << 30}
+    assert stats == {"version": "1.2.3", "uuids": 2, "scores": 3, "ids": 0, "store_size_max_bytes": 64 << 30}
 
 
 async def test_live_and_ready(client):
@@ -116,6 +116,9 @@ BAD_INPUT = {
     "UUID of 257 bytes": (b'{"UUID": "%s", "score": 5}' % (b"x" * 257), 422, "invalid-score", "/UUID"),
     "UUID with a control character": (b'{"UUID": "a\\u0000", "score": 5}', 422, "invalid-score", "/UUID"),
     "UUID with a lone surrogate": (b'{"UUID": "\\ud800", "score": 5}', 422, "invalid-score", "/UUID"),
+    "id empty": (b'{"UUID": "a1-b1", "score": 5, "id": ""}', 422, "invalid-score", "/id"),
+    "id null": (b'{"UUID": "a1-b1", "score": 5, "id": null}', 422, "invalid-score", "/id"),
+    "id of 257 bytes": (b'{"UUID": "a1-b1", "score": 5, "id": "%s"}' % (b"x" * 257), 422, "invalid-score", "/id"),
     "UUID a number": (b'{"UUID": 7, "score": 5}', 422, "invalid-score", "/UUID"),
 }
 
@@ -138,7 +141,7 @@ def raw_request(line: str, *headers: str, body: bytes = b"", length: int | None 
     lines = [f"{line} HTTP/1.1", "Host: x", *headers]
     if length is not None:
         lines.append(f"Content-Length: {length}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return "\r\n".join([*lines, "", ""]).encode(errors="surrogateescape") + body
 
 
 def raw_post(*headers: str, body: bytes = OK_BODY, length: int | None = None) -> bytes:
@@ -162,6 +165,15 @@ BAD_REQUESTS = {
         "unsupported-media-type",
     ),
     "Content-Encoding gzip": (raw_post("Content-Encoding: gzip"), 415, "unsupported-media-type"),
+    "Idempotency-Key empty": (raw_post('Idempotency-Key: ""'), 422, "invalid-id"),
+    "Idempotency-Key not UTF-8": (raw_post("Idempotency-Key: \udcff"), 422, "invalid-id"),
+    "Idempotency-Key other than the member id": (
+        raw_post("Idempotency-Key: k", body=b'{"UUID": "a1-b1", "score": 5, "id": "x"}'),
+        422,
+        "invalid-id",
+    ),
+    "void of an unknown id": (raw_request("DELETE /scores/nobody"), 404, "unknown-id"),
+    "void of an invalid id": (raw_request("DELETE /scores/a%0Ab"), 422, "invalid-id"),
     "body past `body_max_bytes`": (raw_post(body=OK_BODY + b" " * 1000), 413, "body-too-large"),
     "body cut off, connection half closed": (HALF_POST, 400, "malformed-request"),
     "chunked body cut off": (CHUNKED + b"1d\r\n" + OK_BODY, 400, "malformed-request"),
@@ -222,6 +234,62 @@ async def test_a_client_that_hangs_up_costs_nothing(service, store, caplog):
         assert await post(client, "a", 4) == 4.0
     assert store.stats().scores == 1
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("member", "key"), [("k-1", None), (None, "k-1"), (None, '"k-1"'), (None, '"k\\-1"'), ("k-1", "k-1")]
+)
+async def test_a_retry_gets_the_first_answer_and_counts_nothing(client, store, member, key):
+    """The id as a member, as a header, quoted as the draft has it or bare: it is the same id."""
+    body = {"UUID": "a", "score": 5} | ({"id": member} if member else {})
+    headers = {"Idempotency-Key": key} if key else {}
+    async with client.post("/scores", json=body, headers=headers) as response:
+        assert (response.status, await response.json()) == (200, {"UUID": "a", "mean": 5.0})
+        assert "Idempotency-Replayed" not in response.headers
+    await post(client, "a", 3)
+    async with client.post("/scores", json={"UUID": "a", "score": 5, "id": "k-1"}) as response:
+        assert (response.status, await response.json()) == (200, {"UUID": "a", "mean": 5.0})
+        assert response.headers["Idempotency-Replayed"] == "true"
+    assert store.get(["a"]) == [Tally(8, 2)]
+
+
+async def test_an_id_with_another_score_is_refused(client, store):
+    """422, and the first score stands."""
+    async with client.post("/scores", json={"UUID": "a", "score": 5, "id": "k"}) as response:
+        assert response.status == 200
+    await assert_problem(client.post("/scores", json={"UUID": "a", "score": 4, "id": "k"}), 422, "id-conflict")
+    await assert_problem(client.post("/scores", json={"UUID": "b", "score": 5, "id": "k"}), 422, "id-conflict")
+    assert store.get(["a", "b"]) == [Tally(5, 1), None]
+
+
+async def test_a_refused_post_does_not_use_up_its_id(client, store):
+    """A 4xx stores nothing, so the mended request may carry the same id."""
+    await assert_problem(client.post("/scores", json={"UUID": "a", "score": 6, "id": "k"}), 422, "invalid-score")
+    async with client.post("/scores", json={"UUID": "a", "score": 5, "id": "k"}) as response:
+        assert response.status == 200
+    assert store.stats().ids == 1
+
+
+async def test_a_void_fixes_the_sum_and_the_count(client, store):
+    """Once, however often it is sent; the id is refused afterwards."""
+    async with client.post("/scores", json={"UUID": "a", "score": 1, "id": "wrong/é"}) as response:
+        assert response.status == 200
+    await post(client, "a", 5)
+    for _ in range(2):
+        async with client.delete("/scores/wrong%2F%C3%A9") as response:
+            assert (response.status, await response.json()) == (200, {"UUID": "a", "mean": 5.0, "sum": 5, "count": 1})
+    again = {"UUID": "a", "score": 1, "id": "wrong/é"}
+    await assert_problem(client.post("/scores", json=again), 422, "id-voided")
+    assert store.stats().scores == 1
+
+
+async def test_a_void_of_the_only_score_leaves_no_mean(client):
+    """null in the answer, 404 from then on."""
+    async with client.post("/scores", json={"UUID": "a", "score": 1, "id": "k"}) as response:
+        assert response.status == 200
+    async with client.delete("/scores/k") as response:
+        assert await response.json() == {"UUID": "a", "mean": None, "sum": 0, "count": 0}
+    await assert_problem(client.get("/means/a"), 404, "unknown-uuid")
 
 
 async def test_unavailable_errors_say_when_to_try_again(client, service, monkeypatch):

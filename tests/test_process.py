@@ -75,6 +75,46 @@ def test_sigkill_under_load_loses_no_acknowledged_score(tmp_path):
                 assert tally.count <= load.sent[uuid]
 
 
+def test_retries_after_a_sigkill_count_once(tmp_path):
+    """Every score that was sent, answered or not, is sent again with its id after the restart: each counts exactly once."""
+    sent: list[dict] = []
+
+    async def flood(server: Server) -> None:
+        async with ClientSession(server.url) as session:
+
+            async def client(number: int) -> None:
+                for n in range(1000):
+                    sent.append({"UUID": f"client-{number % 4}", "score": n % 6, "id": f"{number}/{n}"})
+                    async with session.post("/scores", json=sent[-1]) as response:
+                        assert response.status == 200
+                    if len(sent) == 500:
+                        server.kill()
+
+            results = await asyncio.gather(*(client(n) for n in range(CLIENTS)), return_exceptions=True)
+            assert all(isinstance(result, aiohttp.ClientError) for result in results)
+
+    async def send_again(server: Server) -> int:
+        replayed = 0
+        async with ClientSession(server.url) as session:
+            for score in sent:
+                async with session.post("/scores", json=score) as response:
+                    assert response.status == 200
+                    replayed += "Idempotency-Replayed" in response.headers
+        return replayed
+
+    with Server(tmp_path) as server:
+        asyncio.run(flood(server))
+        server.wait()
+    with Server(tmp_path) as server:
+        assert 500 - CLIENTS <= asyncio.run(send_again(server)) <= len(sent)
+        with open_store(tmp_path, readonly=True) as store:
+            assert (store.stats().scores, store.stats().ids) == (len(sent), len(sent))
+            for uuid in {score["UUID"] for score in sent}:
+                scores = [score["score"] for score in sent if score["UUID"] == uuid]
+                assert store.get([uuid]) == [Tally(sum(scores), len(scores))]
+    assert_sound(tmp_path)
+
+
 def test_sigterm_under_load_cuts_no_counted_request(tmp_path):
     """Exit code 0, and every count is exactly the answers: no score without an answer, no answer without a score."""
     load = Load()

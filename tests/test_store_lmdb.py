@@ -17,14 +17,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scoremean import codec, open_store
-from scoremean.errors import StoreError, StoreForeign, StoreFull, StoreInUse, StoreMissing
-from scoremean.model import Score, Tally
+from scoremean.errors import (
+    IdVoided,
+    RequestError,
+    StoreError,
+    StoreForeign,
+    StoreFull,
+    StoreInUse,
+    StoreMissing,
+    UnknownId,
+)
+from scoremean.model import Replay, Score, Tally, Void
 from scoremean.store.lmdb import LmdbStore
 from tests.store_contract import StoreContract
 from tests.support import Oracle, assert_sound, scores_of
 
 UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
-SCORES = st.builds(Score, UUIDS, st.integers(0, 5))
+IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
+CHANGES = st.builds(Score, UUIDS, st.integers(0, 5), st.none() | IDS) | st.builds(Void, IDS)
 
 
 class TestContract(StoreContract):
@@ -35,7 +45,7 @@ class TestContract(StoreContract):
 
 
 class LmdbMachine(RuleBasedStateMachine):
-    """Random sequences of scores and restarts against the oracle."""
+    """Random sequences of scores, retries, voids and restarts against the oracle."""
 
     def __init__(self):
         super().__init__()
@@ -44,10 +54,11 @@ class LmdbMachine(RuleBasedStateMachine):
         self._store = LmdbStore(self._path)
         self._oracle = Oracle()
 
-    @rule(batch=st.lists(SCORES, max_size=8))
+    @rule(batch=st.lists(CHANGES, max_size=8))
     def commit(self, batch):
         """Each outcome is the oracle's."""
-        assert self._store.commit(batch) == [self._oracle.post(score) for score in batch]
+        outcomes = [type(found) if isinstance(found, RequestError) else found for found in self._store.commit(batch)]
+        assert outcomes == [self._oracle.apply(change) for change in batch]
 
     @rule()
     def restart(self):
@@ -201,6 +212,36 @@ def test_an_environment_left_empty_by_a_crash_is_a_new_store(tmp_path):
         assert store.commit([Score("a", 1)]) == [Tally(1, 1)]
 
 
+def test_ids_expire_a_table_at_a_time(tmp_path):
+    """Kept at least the retention, gone at twice of it; an id that is in use in the older table is still found."""
+    now = 1000.0
+    with LmdbStore(tmp_path, id_retention_seconds=100, clock=lambda: now) as store:
+        store.commit([Score("a", 1, "old")])
+        now = 1100.0
+        store.commit([Score("a", 2, "new")])
+        assert store.commit([Score("a", 1, "old")]) == [Replay(1, 1)]
+        store.commit([Void("old")])
+        now = 1199.0
+        assert isinstance(store.commit([Score("a", 1, "old")])[0], IdVoided)
+        now = 1200.0
+        assert store.commit([Score("a", 2, "new")]) == [Replay(3, 2)]
+        assert isinstance(store.commit([Void("old")])[0], UnknownId)
+        assert store.commit([Score("a", 1, "old")]) == [Tally(3, 2)]
+        assert store.stats().ids == 2
+        now = 900.0
+        assert store.commit([Score("a", 1, "old")]) == [Replay(3, 2)], "a clock that jumps back keeps ids longer"
+
+
+def test_a_commit_that_does_not_fit_keeps_no_id(tmp_path):
+    """So the retry is counted once there is room."""
+    with LmdbStore(tmp_path, size_max_bytes=1 << 18) as store:
+        batch = [Score(f"{n:0250}", 1, f"{n}") for n in range(2000)]
+        with pytest.raises(StoreFull):
+            store.commit(batch)
+        assert store.stats().ids == 0
+        assert store.commit(batch[:1]) == [Tally(1, 1)]
+
+
 @pytest.mark.parametrize(
     ("table", "key", "value", "damage"),
     [
@@ -210,6 +251,8 @@ def test_an_environment_left_empty_by_a_crash_is_a_new_store(tmp_path):
         (codec.MEANS_TABLE, b"a", codec.pack_tally(4, 1), "the tallies add up to Tally(sum=6, count=2), but the total kept"),
         (codec.MEANS_TABLE, b"\n", codec.pack_tally(0, 1), "control characters"),
         (codec.MEANS_TABLE, b"\xff", codec.pack_tally(0, 1), "is not UTF-8"),
+        (codec.IDS_TABLES[0], bytes(16), codec.pack_tally(7, 3), "ids-0, key 00000000000000000000000000000000: the bytes"),
+        (codec.IDS_TABLES[1], bytes(16), b"\x95\xa0\x01\x01\x01\xc2", "it has 0"),
         (codec.META_TABLE, codec.TOTAL_KEY, codec.pack_tally(7, 3), "the total kept is Tally(sum=7, count=3)"),
     ],
 )
@@ -223,7 +266,7 @@ def test_check_finds_damage(tmp_path, table, key, value, damage):
 
 
 def _overwrite(path: Path, table: bytes, key: bytes, value: bytes) -> None:
-    with lmdb.Environment(str(path), max_dbs=2, lib_version=0) as env:
+    with lmdb.Environment(str(path), max_dbs=4, lib_version=0) as env:
         handle = env.open_db(table)
         with env.begin(write=True) as txn:
             txn.put(key, value, db=handle)

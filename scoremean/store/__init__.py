@@ -13,7 +13,7 @@ def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
 
     Args:
         url: the directory; a missing one is made, unless `readonly`.
-        options: what the store's own class takes: `size_max_bytes` and `readonly`, see LmdbStore.
+        options: what the store's own class takes, see LmdbStore: `size_max_bytes`, `readonly`, `id_retention_seconds`.
 
     Raises:
         StoreError: one of its kinds (StoreMissing, StoreInUse, StoreForeign), with a sentence that says what to do.

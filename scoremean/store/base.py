@@ -11,26 +11,38 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol, Self
 
-from scoremean.model import Page, Score, Stats, Tally
+from scoremean.errors import RequestError
+from scoremean.model import Page, Score, Stats, Tally, Void, Voided
+
+# What a batch is made of, and what becomes of each: a Score gives a Tally (a Replay when its id was seen before), a Void gives
+# a Voided, and either may be refused by what the store holds, with an error of the client's that counted nothing.
+Change = Score | Void
+Outcome = Tally | Voided | RequestError
 
 
 class Store(Protocol):
     """Tallies by UUID. Safe to call from any thread; a context manager that closes itself."""
 
     @abstractmethod
-    def submit(self, batch: Sequence[Score]) -> Future[list[Tally]]:
+    def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:
         """Start to count `batch` and return at once.
 
-        The future resolves once every score is durable, to one tally a score in the order of the batch: the tally of its UUID
-        right after it. Batches are counted in the order of the calls. A future, because a thread and an event loop can both
-        wait for one.
+        The future resolves once every change is durable, to one outcome a change in the order of the batch, in which they see
+        each other: for a Score the tally of its UUID right after it, or the Replay of its id; for a Void what it leaves. An id
+        and its tally are durable together or not at all. Batches are counted in the order of the calls. A future, because a
+        thread and an event loop can both wait for one.
+
+        An outcome may be an error instead, and then that change alone counted nothing:
+            IdConflict: the id was used for another UUID or score.
+            IdVoided: the score with this id was voided.
+            UnknownId: a Void of an id that no score carried, or that has expired.
 
         The future raises:
             StoreFull: nothing of the batch was counted, and the store goes on.
             Exception: any other error leaves the outcome unknown. The store must not be written again.
         """
 
-    def commit(self, batch: Sequence[Score]) -> list[Tally]:
+    def commit(self, batch: Sequence[Change]) -> list[Outcome]:
         """Count `batch` and return what `submit` resolves to, once it is durable."""
         return self.submit(batch).result()
 

@@ -18,18 +18,33 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
+from msgspec.structs import replace
 
 from scoremean import codec
-from scoremean.errors import InvalidUUID, StoreDamaged, StoreError, StoreForeign, StoreFull, StoreInUse, StoreMissing
-from scoremean.model import Page, Score, Stats, Tally, require_uuid
-from scoremean.store.base import Store
+from scoremean.codec import Generation, IdRecord
+from scoremean.errors import (
+    IdConflict,
+    IdVoided,
+    InvalidScore,
+    StoreDamaged,
+    StoreError,
+    StoreForeign,
+    StoreFull,
+    StoreInUse,
+    StoreMissing,
+    UnknownId,
+)
+from scoremean.model import Page, Replay, Score, Stats, Tally, Void, Voided, require_uuid
+from scoremean.store.base import Change, Outcome, Store
 
 SIZE_MAX_BYTES = 64 << 30
+ID_RETENTION_SECONDS = 168 * 3600
 
 DATA_FILE = "data.mdb"
 LOCK_FILE = "scoremean.lock"
@@ -44,6 +59,8 @@ class LmdbStore(Store):
         path: the directory. When writing, it is created if it is missing.
         size_max_bytes: the size that the store may grow to. It costs address space, neither memory nor disk.
         readonly: read what another process writes; `submit` is refused.
+        id_retention_seconds: ids are kept at least this long, and at most twice as long while scores come in.
+        clock: the Unix time in seconds, by which ids expire.
 
     Raises:
         StoreMissing: `readonly`, and there is no store at `path`.
@@ -52,8 +69,18 @@ class LmdbStore(Store):
         StoreError: the operating system refuses the directory; the message says why.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, size_max_bytes: int = SIZE_MAX_BYTES, readonly: bool = False):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size_max_bytes: int = SIZE_MAX_BYTES,
+        readonly: bool = False,
+        id_retention_seconds: int = ID_RETENTION_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ):
         self.path = Path(path)
+        self._id_retention_seconds = id_retention_seconds
+        self._clock = clock
         self._readonly = readonly
         self._closed = False
         self._lock = None
@@ -72,12 +99,12 @@ class LmdbStore(Store):
             raise
         self._writer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoremean-store")
         try:
-            self._means, self._meta = self._writer_thread.submit(self._open_tables).result()
+            self._means, self._meta, self._ids = self._writer_thread.submit(self._open_tables).result()
         except Exception:
             self.close()
             raise
 
-    def submit(self, batch: Sequence[Score]) -> Future[list[Tally]]:
+    def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:
         """Start to count `batch`, all or nothing; see Store.submit."""
         if self._readonly:
             raise StoreError(f"the store {self.path} is open for reading only")
@@ -105,9 +132,10 @@ class LmdbStore(Store):
         with self._env.begin() as txn:
             uuids = txn.stat(self._means)["entries"]
             scores = self._total(txn).count
+            ids = sum(txn.stat(table)["entries"] for table in self._ids)
         info = self._env.info()
         size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
-        return Stats(uuids, scores, size_bytes, info["map_size"])
+        return Stats(uuids, scores, ids, size_bytes, info["map_size"])
 
     def check(self) -> list[str]:
         """Read every tally in one snapshot and return a sentence for each damage found."""
@@ -119,12 +147,19 @@ class LmdbStore(Store):
                     require_uuid(codec.unpack_uuid(key))
                     tally = codec.unpack_tally(value)
                     summed += tally
-                except (StoreDamaged, InvalidUUID) as error:
+                except (StoreDamaged, InvalidScore) as error:
                     damages.append(f"means, key {key!r}: {error}")
                     continue
                 if tally.count < 1 or codec.pack_tally(tally.sum, tally.count) != value:
                     damages.append(f"means, key {key!r}: {tally} was not written by scoremean")
             total = self._total(txn)
+            for name, table in zip(codec.IDS_TABLES, self._ids):
+                for key, value in txn.cursor(table):
+                    try:
+                        record = codec.unpack_id_record(value)
+                        Score(record.uuid, record.score)
+                    except (StoreDamaged, InvalidScore) as error:
+                        damages.append(f"{name.decode()}, key {key.hex()}: {error}")
         if summed != total:
             damages.append(f"the tallies add up to {summed}, but the total kept is {total}")
         return damages
@@ -138,13 +173,14 @@ class LmdbStore(Store):
         self._env.close()
         self._unlock()
 
-    def _open_tables(self) -> tuple[object, object]:
-        """Check the format, or write it when the store is new; return the handles of the two tables."""
+    def _open_tables(self) -> tuple[object, object, list[object]]:
+        """Check the format, or write it when the store is new; return the handles of means, meta and the two of ids."""
         try:
             if not self._readonly and self._env.stat()["entries"] == 0:
                 return self._create_tables()
             meta = self._env.open_db(codec.META_TABLE, create=False)
             means = self._env.open_db(codec.MEANS_TABLE, create=False)
+            ids = [self._env.open_db(table, create=False) for table in codec.IDS_TABLES]
             with self._env.begin(db=meta) as txn:
                 version = codec.unpack_format(txn.get(codec.FORMAT_KEY) or b"")
         except (lmdb.NotFoundError, lmdb.IncompatibleError, StoreDamaged) as error:
@@ -156,46 +192,44 @@ class LmdbStore(Store):
                 f"the store {self.path} has format {version}, and this version of scoremean reads format {codec.FORMAT};"
                 " install the version that wrote it"
             )
-        return means, meta
+        return means, meta, ids
 
-    def _create_tables(self) -> tuple[object, object]:
+    def _create_tables(self) -> tuple[object, object, list[object]]:
         # One transaction, so that a crash in between leaves an empty environment, which counts as new.
         with self._env.begin(write=True) as txn:
             means = self._env.open_db(codec.MEANS_TABLE, txn=txn)
             meta = self._env.open_db(codec.META_TABLE, txn=txn)
+            ids = [self._env.open_db(table, txn=txn) for table in codec.IDS_TABLES]
             txn.put(codec.FORMAT_KEY, codec.pack_format(codec.FORMAT), db=meta)
             txn.put(codec.TOTAL_KEY, codec.pack_tally(0, 0), db=meta)
+            txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(0, int(self._clock()))), db=meta)
         _fsync_directory(self.path)
         _fsync_directory(self.path.parent)
-        return means, meta
+        return means, meta, ids
 
-    def _commit(self, batch: Sequence[Score]) -> list[Tally]:
+    def _commit(self, batch: Sequence[Change]) -> list[Outcome]:
         """Count `batch` in one transaction. Runs on the writer thread only."""
-        outcomes: list[Tally] = []
-        latest: dict[str, Tally] = {}
         try:
             with self._env.begin(write=True, db=self._means) as txn:
-                total_sum, total_count = 0, len(batch)
-                for score in batch:
-                    tally = latest.get(score.uuid) or self._read(txn, score.uuid)
-                    tally = Tally(tally.sum + score.score, tally.count + 1)
-                    latest[score.uuid] = tally
-                    outcomes.append(tally)
-                    total_sum += score.score
-                for uuid, tally in latest.items():
-                    txn.put(codec.pack_uuid(uuid), codec.pack_tally(tally.sum, tally.count))
-                total = self._total(txn)
-                value = codec.pack_tally(total.sum + total_sum, total.count + total_count)
-                txn.put(codec.TOTAL_KEY, value, db=self._meta)
+                return _Commit(txn, self._meta, self._means, self._ids, self._rotate_ids(txn)).count(batch)
         except lmdb.MapFullError as error:
             raise StoreFull(
                 f"the store {self.path} has reached store_size_max_gib; restart with a larger one"
             ) from error
-        return outcomes
 
-    def _read(self, txn: lmdb.Transaction, uuid: str) -> Tally:
-        value = txn.get(codec.pack_uuid(uuid))
-        return codec.unpack_tally(value) if value else Tally(0, 0)
+    def _rotate_ids(self, txn: lmdb.Transaction) -> int:
+        """Return which ids table takes new ids, having emptied the older one if the newer one is as old as ids are kept.
+
+        So ids expire a whole table at a time, without a delete for each: dropping a table touches its branch pages only.
+        """
+        generation = codec.unpack_generation(txn.get(codec.GENERATION_KEY, b"", db=self._meta))
+        now = int(self._clock())
+        if now - generation.since_seconds < self._id_retention_seconds:
+            return generation.current
+        older = 1 - generation.current
+        txn.drop(self._ids[older], delete=False)
+        txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(older, now)), db=self._meta)
+        return older
 
     def _total(self, txn: lmdb.Transaction) -> Tally:
         return codec.unpack_tally(txn.get(codec.TOTAL_KEY, b"", db=self._meta))
@@ -204,6 +238,84 @@ class LmdbStore(Store):
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class _Commit:
+    """One write transaction at work: what it has changed is kept here and written once, at the end.
+
+    Args:
+        txn: the transaction, which the caller commits.
+        meta, means, ids: the tables.
+        current: which of `ids` takes new ids.
+    """
+
+    def __init__(self, txn: lmdb.Transaction, meta: object, means: object, ids: Sequence[object], current: int):
+        self._txn = txn
+        self._meta = meta
+        self._means = means
+        self._ids = (ids[current], ids[1 - current])  # the newer one first, where a retry finds its id
+        self._tallies: dict[str, Tally] = {}
+        self._change = Tally(0, 0)
+
+    def count(self, batch: Sequence[Change]) -> list[Outcome]:
+        """Apply every change in order and return the outcome of each."""
+        outcomes = [self._void(change) if isinstance(change, Void) else self._score(change) for change in batch]
+        for uuid, tally in self._tallies.items():
+            key = codec.pack_uuid(uuid)
+            if tally.count:
+                self._txn.put(key, codec.pack_tally(tally.sum, tally.count), db=self._means)
+            else:
+                self._txn.delete(key, db=self._means)
+        total = codec.unpack_tally(self._txn.get(codec.TOTAL_KEY, b"", db=self._meta)) + self._change
+        self._txn.put(codec.TOTAL_KEY, codec.pack_tally(total.sum, total.count), db=self._meta)
+        return outcomes
+
+    def _score(self, score: Score) -> Outcome:
+        if score.id is None:
+            return self._add(score.uuid, Tally(score.score, 1))
+        key = codec.pack_id(score.id)
+        if (found := self._find(key)) is not None:
+            return _again(score, found[0])
+        tally = self._add(score.uuid, Tally(score.score, 1))
+        self._txn.put(key, codec.pack_id_record(IdRecord(score.uuid, score.score, tally)), db=self._ids[0])
+        return tally
+
+    def _void(self, void: Void) -> Outcome:
+        key = codec.pack_id(void.id)
+        if (found := self._find(key)) is None:
+            return UnknownId(f"no score carried the id {void.id}, or its record has expired")
+        record, table = found
+        if record.voided:
+            return Voided(record.uuid, self._tally(record.uuid))
+        self._txn.put(key, codec.pack_id_record(replace(record, voided=True)), db=table)
+        return Voided(record.uuid, self._add(record.uuid, Tally(-record.score, -1)))
+
+    def _add(self, uuid: str, change: Tally) -> Tally:
+        tally = self._tallies[uuid] = self._tally(uuid) + change
+        self._change += change
+        return tally
+
+    def _tally(self, uuid: str) -> Tally:
+        if (tally := self._tallies.get(uuid)) is None:
+            value = self._txn.get(codec.pack_uuid(uuid), db=self._means)
+            tally = codec.unpack_tally(value) if value else Tally(0, 0)
+        return tally
+
+    def _find(self, key: bytes) -> tuple[IdRecord, object] | None:
+        """Return what is kept of an id, and the table it is in."""
+        for table in self._ids:
+            if value := self._txn.get(key, db=table):
+                return codec.unpack_id_record(value), table
+        return None
+
+
+def _again(score: Score, record: IdRecord) -> Outcome:
+    """Return the outcome of a score whose id was seen before."""
+    if (record.uuid, record.score) != (score.uuid, score.score):
+        return IdConflict(f"the id {score.id} was used before, for another UUID or score; give each score an id of its own")
+    if record.voided:
+        return IdVoided(f"the score with the id {score.id} was voided; post a new score with a new id")
+    return Replay(record.first.sum, record.first.count)
 
 
 def _require_store(path: Path) -> None:
@@ -242,7 +354,7 @@ def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.E
             readonly=readonly,
             create=not readonly,
             mode=0o600,
-            max_dbs=2,
+            max_dbs=4,
             max_spare_txns=8,
             sync=True,
             metasync=True,
