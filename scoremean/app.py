@@ -22,7 +22,6 @@ from aiohttp import StreamReader, web
 from scoremean.errors import (
     BodyTooLarge,
     ExpectationFailed,
-    InvalidScore,
     ListenError,
     MalformedRequest,
     MethodNotAllowed,
@@ -32,7 +31,7 @@ from scoremean.errors import (
     Unavailable,
     UnknownRoute,
 )
-from scoremean.handlers import Handlers, respond
+from scoremean.handlers import Handlers, describe, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store
 from scoremean.validation import ScoreDecoder
@@ -83,9 +82,10 @@ class Service:
         handlers = Handlers(
             self._store,
             self._writer,
-            ScoreDecoder(settings.score_min, settings.score_max),
+            ScoreDecoder(settings.score_min, settings.score_max, settings.batch_max_scores),
             self._version,
             settings.body_timeout_seconds,
+            settings.batch_max_scores,
         )
         app = web.Application(client_max_size=settings.body_max_bytes)
         app.add_routes(handlers.routes())
@@ -125,16 +125,7 @@ async def serve(settings: Settings, store: Store, version: str, announce: Callab
 
 def problem(error: ScoremeanError) -> web.Response:
     """Return `error` as application/problem+json (RFC 9457)."""
-    body: dict[str, Any] = {
-        "type": f"urn:scoremean:{error.slug}",
-        "title": error.title,
-        "status": error.status,
-        # A path or a member's name that a client sent may hold what UTF-8 cannot encode.
-        "detail": error.detail.encode(errors="backslashreplace").decode(),
-    }
-    if isinstance(error, InvalidScore) and error.faults:
-        body["errors"] = [fault._asdict() for fault in error.faults]
-    response = respond(body, status=error.status, content_type="application/problem+json")
+    response = respond(describe(error), status=error.status, content_type="application/problem+json")
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after_seconds)
     return response

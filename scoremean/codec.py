@@ -4,9 +4,11 @@ Format 1:
 
     table         key                    value
     means         the UUID, UTF-8        msgpack [sum, count]
-    ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, sum, count, voided]: the score, and its first answer
+    ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, sum, count, voided, epoch]: the score, and its first answer
+                  0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs
     meta          "format"               msgpack 1
     meta          "total"                msgpack [sum, count] over all UUIDs
+    meta          "epoch"                msgpack integer: how many times a UUID was forgotten
     meta          "generation"           msgpack [n, since]: new ids go to the table ids-n, since that Unix time in seconds
 
 UTF-8 keeps the order of code points, so LMDB's order of keys is the order of UUIDs. msgpack writes an integer in as few
@@ -32,14 +34,19 @@ FORMAT_KEY = b"format"
 TOTAL_KEY = b"total"
 IDS_TABLES = (b"ids-0", b"ids-1")
 GENERATION_KEY = b"generation"
+EPOCH_KEY = b"epoch"
 
 
 class IdRecord(Struct, frozen=True, gc=False):
-    """What is kept of an id: its score, the tally that was its first answer, and whether it was voided."""
+    """What is kept of an id: its score, the tally that was its first answer, and whether it was voided.
+
+    `epoch` is that of the UUID when the score was counted: 0 if it was never forgotten.
+    """
 
     uuid: str
     score: int
     first: Tally
+    epoch: int = 0
     voided: bool = False
 
 
@@ -83,14 +90,14 @@ def pack_id(name: str) -> bytes:
 
 def pack_id_record(record: IdRecord) -> bytes:
     """Return the bytes of what is kept of an id."""
-    return msgpack.packb((record.uuid, record.score, record.first.sum, record.first.count, record.voided))
+    return msgpack.packb((record.uuid, record.score, record.first.sum, record.first.count, record.voided, record.epoch))
 
 
 def unpack_id_record(value: bytes) -> IdRecord:
     """Return the IdRecord of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [str() as uuid, int() as score, int() as total, int() as count, bool() as voided]:
-            return IdRecord(uuid, score, Tally(total, count), voided)
+        case [str() as uuid, int() as score, int() as total, int() as count, bool() as voided, int() as epoch]:
+            return IdRecord(uuid, score, Tally(total, count), epoch, voided)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not the record of an id")
 
 
@@ -107,17 +114,27 @@ def unpack_generation(value: bytes) -> Generation:
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a generation")
 
 
-def pack_format(version: int) -> bytes:
-    """Return the bytes of a format version."""
-    return msgpack.packb(version)
+def pack_forgotten(uuid: str) -> bytes:
+    """Return the key, in a table of ids, that says that `uuid` was forgotten: 17 bytes, so never that of an id."""
+    return b"\0" + pack_id(uuid)
 
 
-def unpack_format(value: bytes) -> int:
-    """Return the format version of a value. Raises StoreDamaged when the bytes are not an integer."""
+def is_forgotten_key(key: bytes) -> bool:
+    """Return whether a key of a table of ids is that of a forgotten UUID."""
+    return len(key) == 17
+
+
+def pack_number(number: int) -> bytes:
+    """Return the bytes of a format version or an epoch."""
+    return msgpack.packb(number)
+
+
+def unpack_number(value: bytes) -> int:
+    """Return the format version or epoch of a value. Raises StoreDamaged when the bytes are not an integer."""
     match _unpack(value):
-        case int() as version:
-            return version
-    raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a format version")
+        case int() as number:
+            return number
+    raise StoreDamaged(f"the bytes {bytes(value).hex()} are not an integer")
 
 
 def _unpack(value: bytes) -> object:

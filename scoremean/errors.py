@@ -15,7 +15,9 @@
     │       ├── InvalidUUID          not 1 to 256 UTF-8 bytes without control characters
     │       ├── InvalidId            the same for an id
     │       ├── IdConflict           the id was used for another UUID or score
-    │       └── IdVoided             the score with this id was voided
+    │       ├── IdVoided             the score with this id was voided
+    │       ├── InvalidBatch         some scores of a batch are at fault, so none was counted
+    │       └── InvalidQuery         a parameter or the list of UUIDs of a read is at fault
     ├── Unavailable                 503  try again; Retry-After says when
     │   ├── QueueFull                    more scores wait than queue_max_scores; this one was not counted
     │   ├── Stopping                     the service is shutting down; this one was not counted
@@ -175,6 +177,20 @@ class IdVoided(InvalidScore):
 
     slug = "id-voided"
     title = "Id voided"
+
+
+class InvalidBatch(InvalidScore):
+    """Some scores of a batch are at fault, so that none of them was counted. `faults` lists them all."""
+
+    slug = "invalid-batch"
+    title = "Invalid batch"
+
+
+class InvalidQuery(InvalidScore):
+    """A parameter of a read, or its list of UUIDs, is at fault."""
+
+    slug = "invalid-query"
+    title = "Invalid query"
 
 
 class Unavailable(ScoremeanError):

@@ -6,30 +6,75 @@ Every refusal is raised as a ScoremeanError; app turns it into a problem.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 from aiohttp import web
 
-from scoremean.errors import InvalidScore, MalformedRequest, RequestError, RequestTimeout, Stopping, UnknownUUID
-from scoremean.model import Mean, Replay, Tally, Void, Voided, require_id, require_uuid
-from scoremean.store.base import Outcome, Store
-from scoremean.validation import JSON, ScoreDecoder, require_media_type, with_key
+from scoremean.errors import (
+    InvalidBatch,
+    InvalidId,
+    InvalidScore,
+    MalformedRequest,
+    RequestError,
+    RequestTimeout,
+    ScoremeanError,
+    Stopping,
+    UnknownUUID,
+)
+from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
+from scoremean.store.base import Store
+from scoremean.validation import (
+    JSON,
+    MSGPACK,
+    NDJSON,
+    Item,
+    ScoreDecoder,
+    decode_on_error,
+    decode_page,
+    decode_uuids,
+    is_batch,
+    media_type,
+    with_key,
+)
 from scoremean.writer import Writer
 
 MEANS_PATH = "/means/"
 SCORES_PATH = "/scores/"
 
+# A body up to this size is decoded on the event loop in well under a millisecond; a larger one goes to a thread.
+INLINE_MAX_BYTES = 32 << 10
+
 _encode = msgspec.json.Encoder().encode
+_encoders: dict[str, Callable[[Any], bytes]] = {
+    JSON: _encode,
+    NDJSON: msgspec.json.Encoder().encode_lines,
+    MSGPACK: msgspec.msgpack.Encoder().encode,
+}
+_Result = TypeVar("_Result")
 
 
 def respond(value: object, *, status: int = 200, content_type: str = JSON) -> web.Response:
-    """Return a response with `value` as JSON. The Server header names the program, not its version."""
-    return web.Response(
-        status=status, body=_encode(value), headers={"Content-Type": content_type, "Server": "scoremean"}
-    )
+    """Return a response with `value`, encoded as `content_type`. The Server header names the program, not its version."""
+    body = _encoders.get(content_type, _encode)(value)
+    return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": "scoremean"})
+
+
+def describe(error: ScoremeanError) -> dict[str, Any]:
+    """Return the members of the problem (RFC 9457) that `error` is."""
+    problem: dict[str, Any] = {
+        "type": f"urn:scoremean:{error.slug}",
+        "title": error.title,
+        "status": error.status,
+        # A path or a member's name that a client sent may hold what UTF-8 cannot encode.
+        "detail": error.detail.encode(errors="backslashreplace").decode(),
+    }
+    if isinstance(error, InvalidScore) and error.faults:
+        problem["errors"] = [fault._asdict() for fault in error.faults]
+    return problem
 
 
 @dataclass(frozen=True)
@@ -41,33 +86,52 @@ class Handlers:
     decoder: ScoreDecoder
     version: str
     body_timeout_seconds: int
+    batch_max_scores: int
 
     def routes(self) -> list[web.RouteDef]:
         """Return the route table."""
         return [
-            web.post("/scores", self.post_score),
+            web.post("/scores", self.post_scores),
             web.delete(SCORES_PATH + "{id:(?s:.*)}", self.void_score),
+            web.get("/means", self.list_means),
+            web.post("/means/query", self.query_means),
             web.get(MEANS_PATH + "{UUID:(?s:.*)}", self.get_mean),
+            web.delete(MEANS_PATH + "{UUID:(?s:.*)}", self.forget_mean),
             web.get("/stats", self.get_stats),
             web.get("/livez", self.get_livez),
             web.get("/readyz", self.get_readyz),
         ]
 
-    async def post_score(self, request: web.Request) -> web.Response:
-        """Count one score and answer the mean after it, once it is durable; for an id seen before, answer as then."""
-        require_media_type(request.headers)
-        score = with_key(self.decoder.decode(await self._read_body(request)), request.headers.get("Idempotency-Key"))
-        [outcome] = await self.writer.post([score])
-        response = respond(Mean(score.uuid, _counted(outcome).mean))
-        if isinstance(outcome, Replay):
-            response.headers["Idempotency-Replayed"] = "true"
-        return response
+    async def post_scores(self, request: web.Request) -> web.Response:
+        """Count one score, or a batch of them, and answer each mean right after it, once all are durable."""
+        kind = media_type(request.headers, tuple(_encoders))
+        skip = decode_on_error(request.query) if request.query_string else False
+        body = await self._read_body(request)
+        if is_batch(body, kind):
+            return await self._post_batch(request, kind, body, skip)
+        decode = self.decoder.decode if kind == JSON else self.decoder.decode_msgpack
+        score = with_key(await _off_loop(decode, body), request.headers.get("Idempotency-Key"))
+        tally = await self.writer.post(score)
+        return _replayed(respond(Mean(score.uuid, tally.mean), content_type=kind), [tally])
+
+    async def _post_batch(self, request: web.Request, kind: str, body: bytes, skip: bool) -> web.Response:
+        if "Idempotency-Key" in request.headers:
+            raise InvalidId("the header Idempotency-Key is for a single score; give each score of a batch a member id")
+        items = await _off_loop(self.decoder.decode_batch, body, kind)
+        scores = [item for item in items if not isinstance(item, InvalidScore)]
+        if len(scores) < len(items) and not skip:
+            raise _all_faults(items)
+        outcomes = await self.writer.post(Batch(scores, skip))
+        left = iter(outcomes)
+        results = [
+            _result(item, item if isinstance(item, InvalidScore) else next(left), index) for index, item in enumerate(items)
+        ]
+        return _replayed(respond(results, content_type=kind), outcomes)
 
     async def void_score(self, request: web.Request) -> web.Response:
         """Take the score with the id in the path out of its tally and answer what is left, once that is durable."""
-        [outcome] = await self.writer.post([Void(_text_in_path(request, SCORES_PATH, require_id))])
-        uuid, tally = (voided := _counted(outcome)).uuid, voided.tally
-        return respond(Mean(uuid, tally.mean if tally.count else None, tally.sum, tally.count))
+        voided = await self.writer.post(Void(_text_in_path(request, SCORES_PATH, require_id)))
+        return respond(_mean(voided.uuid, voided.tally))
 
     async def get_mean(self, request: web.Request) -> web.Response:
         """Answer the mean of the UUID in the path, with its sum and count."""
@@ -75,7 +139,33 @@ class Handlers:
         [tally] = self.store.get([uuid])
         if tally is None:
             raise UnknownUUID(f"no score was counted for the UUID {uuid}")
-        return respond(Mean(uuid, tally.mean, tally.sum, tally.count))
+        etag = f'"{tally.sum}-{tally.count}"'
+        if _matches(etag, request.headers.get("If-None-Match")):
+            return web.Response(status=304, headers={"ETag": etag, "Server": "scoremean"})
+        response = respond(_mean(uuid, tally))
+        response.headers["ETag"] = etag
+        return response
+
+    async def forget_mean(self, request: web.Request) -> web.Response:
+        """Forget the UUID in the path and answer what it had, once that is durable."""
+        uuid = _text_in_path(request, MEANS_PATH, require_uuid)
+        return respond(_mean(uuid, await self.writer.post(Forget(uuid))))
+
+    async def list_means(self, request: web.Request) -> web.Response:
+        """Answer a page of means in the order of UUIDs, with a Link to the next one."""
+        after, limit = decode_page(request.query)
+        page = self.store.scan(after, limit)
+        response = respond([_mean(uuid, tally) for uuid, tally in page.tallies])
+        if page.after is not None:
+            response.headers["Link"] = f'</means?after={quote(page.after, safe="")}&limit={limit}>; rel="next"'
+        return response
+
+    async def query_means(self, request: web.Request) -> web.Response:
+        """Answer the means of the UUIDs in the body, in their order, null for one without a score."""
+        media_type(request.headers, (JSON,))
+        uuids = await _off_loop(decode_uuids, await self._read_body(request), self.batch_max_scores)
+        tallies = await asyncio.to_thread(self.store.get, uuids)
+        return respond([tally and _mean(uuid, tally) for uuid, tally in zip(uuids, tallies)])
 
     async def get_stats(self, _: web.Request) -> web.Response:
         """Answer what the store holds."""
@@ -101,11 +191,44 @@ class Handlers:
             raise RequestTimeout(f"the body did not arrive within {self.body_timeout_seconds} seconds") from None
 
 
-def _counted(outcome: Outcome) -> Tally | Voided:
-    """Return `outcome`, or raise it if the store refused."""
-    if isinstance(outcome, RequestError):
-        raise outcome
-    return outcome
+async def _off_loop(decode: Callable[..., _Result], body: bytes, *rest: object) -> _Result:
+    """Return `decode(body, *rest)`, run in a thread if the body is large, so that other requests go on meanwhile."""
+    if len(body) <= INLINE_MAX_BYTES:
+        return decode(body, *rest)
+    return await asyncio.to_thread(decode, body, *rest)
+
+
+def _mean(uuid: str, tally: Tally) -> Mean:
+    return Mean(uuid, tally.mean if tally.count else None, tally.sum, tally.count)
+
+
+def _result(item: Item, outcome: Tally | RequestError, index: int) -> Mean | dict[str, Any]:
+    """Return what the answer to a batch says of one score: its mean, or the problem that it is."""
+    if isinstance(outcome, Tally):
+        return Mean(item.uuid, outcome.mean)
+    problem = describe(outcome)
+    problem.setdefault("errors", [{"pointer": f"/{index}/id", "detail": problem["detail"]}])
+    return problem
+
+
+def _replayed(response: web.Response, outcomes: Sequence[Tally | RequestError]) -> web.Response:
+    """Return `response`, marked if every score in it was counted by an earlier request."""
+    if outcomes and all(isinstance(outcome, Replay) for outcome in outcomes):
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
+
+
+def _all_faults(items: Sequence[Item]) -> InvalidBatch:
+    refused = [item for item in items if isinstance(item, InvalidScore)]
+    faults = tuple(fault for item in refused for fault in item.faults)
+    return InvalidBatch(f"{len(refused)} of {len(items)} scores are at fault, so none was counted", faults)
+
+
+def _matches(etag: str, header: str | None) -> bool:
+    """Return whether If-None-Match names `etag` (RFC 9110, 13.1.2, by weak comparison)."""
+    if header is None:
+        return False
+    return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
 def _text_in_path(request: web.Request, prefix: str, require: Callable[[str], str]) -> str:

@@ -7,6 +7,7 @@ stored, so no rounding ever adds up.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -78,6 +79,22 @@ class Void(Struct, frozen=True, gc=False):
 
     def __post_init__(self) -> None:
         require_id(self.id)
+
+
+class Forget(Struct, frozen=True, gc=False):
+    """Forgets a UUID: its tally goes, and ids of its scores are only replayed from then on. Raises InvalidUUID."""
+
+    uuid: str
+
+    def __post_init__(self) -> None:
+        require_uuid(self.uuid)
+
+
+class Batch(Struct, frozen=True):
+    """Scores of one request, counted in order: all or nothing, or with `skip` those that are not refused."""
+
+    scores: Sequence[Score]
+    skip: bool = False
 
 
 class Tally(Struct, frozen=True, gc=False, order=True):

@@ -45,15 +45,22 @@ class Settings(Struct, frozen=True, kw_only=True):
     queue_max_scores: Annotated[
         int, Meta(ge=1, le=1 << 24), _about("scores that may wait for a commit; past it posts get 503")
     ] = 65536
+    batch_max_scores: Annotated[
+        int, Meta(ge=1, le=1 << 20), _about("the most scores in one batch, and UUIDs in one query; past it 413")
+    ] = 10_000
     body_max_bytes: Annotated[
         int, Meta(ge=64, le=1 << 30), _about("the largest request body read, in bytes; past it 413")
-    ] = 1 << 20
+    ] = 4 << 20
     body_timeout_seconds: Annotated[int, Seconds, _about("seconds that a body may take to arrive; past it 408")] = 10
     shutdown_timeout_seconds: Annotated[int, Seconds, _about("seconds that a shutdown waits for requests under way")] = 30
 
     def __post_init__(self) -> None:
         if self.score_min >= self.score_max:
             raise SettingError(f"score_min ({self.score_min}) must be below score_max ({self.score_max})")
+        if self.batch_max_scores > self.queue_max_scores:
+            raise SettingError(
+                f"batch_max_scores ({self.batch_max_scores}) must not exceed queue_max_scores ({self.queue_max_scores})"
+            )
 
 
 class Setting(NamedTuple):

@@ -1,29 +1,49 @@
 """Wire bytes -> Score, or a refusal that names every member at fault. Past this module a Score is trusted.
 
-A body is decoded straight into a Score by msgspec, whose type carries the rules. Only a body that this refuses is read a
+A body is decoded straight into Scores by msgspec, whose type carries the rules. Only a body that this refuses is read a
 second time, slowly, to say what is wrong with it; what the second reading thinks decides nothing.
+
+Three media types carry scores: JSON (an object, or an array for a batch), NDJSON (an object a line, always a batch) and
+MessagePack (a map, or an array for a batch).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from scoremean.errors import Fault, InvalidId, InvalidScore, MalformedRequest, UnsupportedMediaType
-from scoremean.model import TEXT_MAX_BYTES, Score
+from scoremean.errors import (
+    BodyTooLarge,
+    Fault,
+    InvalidBatch,
+    InvalidId,
+    InvalidQuery,
+    InvalidScore,
+    InvalidUUID,
+    MalformedRequest,
+    UnsupportedMediaType,
+)
+from scoremean.model import TEXT_MAX_BYTES, Score, require_uuid
 
 JSON = "application/json"
+NDJSON = "application/x-ndjson"
+MSGPACK = "application/msgpack"
+
+PAGE_MAX_UUIDS = 1000
+PAGE_DEFAULT_UUIDS = 100
 
 _SHOWN_MAX_CHARACTERS = 40
 _MEMBERS = "UUID, score and, if you like, id"
 
+Item = Score | InvalidScore
 
-def require_media_type(headers: Mapping[str, str]) -> None:
-    """Return if the body is said to be plain JSON.
+
+def media_type(headers: Mapping[str, str], accepted: Sequence[str]) -> str:
+    """Return which of the types `accepted` the body is said to be.
 
     Raises:
         UnsupportedMediaType: with the header to send instead. Without a Content-Type a browser could be made to post from any
@@ -31,13 +51,15 @@ def require_media_type(headers: Mapping[str, str]) -> None:
     """
     content_type = headers.get("Content-Type", "")
     essence, _, parameters = content_type.partition(";")
-    if essence.strip().lower() != JSON:
+    essence = essence.strip().lower()
+    if essence not in accepted:
         found = f"not {_shown(content_type)}" if content_type else "and there is none"
-        raise UnsupportedMediaType(f"send the header Content-Type: {JSON}, {found}")
+        raise UnsupportedMediaType(f"send the header Content-Type: {' or '.join(accepted)}, {found}")
     if parameters.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
-        raise UnsupportedMediaType(f"send UTF-8 and the header Content-Type: {JSON}, without {_shown(parameters.strip())}")
+        raise UnsupportedMediaType(f"send UTF-8 and the header Content-Type: {essence}, without {_shown(parameters.strip())}")
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("send the body as it is, without a Content-Encoding")
+    return essence
 
 
 def with_key(score: Score, key: str | None) -> Score:
@@ -62,13 +84,14 @@ def with_key(score: Score, key: str | None) -> Score:
 
 
 class ScoreDecoder:
-    """Decodes the body of a single post. The range of a score is the one thing that differs between services.
+    """Decodes the bodies of posts. The range of a score and the size of a batch differ between services.
 
     Args:
         score_min, score_max: the lowest and the highest score accepted.
+        batch_max_scores: the most scores in one request.
     """
 
-    def __init__(self, score_min: int, score_max: int):
+    def __init__(self, score_min: int, score_max: int, batch_max_scores: int):
         bounded = Annotated[int, msgspec.Meta(ge=score_min, le=score_max)]
         # On the wire an id is a string or left out: a null would look like an id and protect from nothing.
         fields = [("score", bounded), ("id", str, None)]
@@ -76,6 +99,12 @@ class ScoreDecoder:
             "Score", fields, bases=(Score,), frozen=True, gc=False, forbid_unknown_fields=True
         )
         self._decoder = msgspec.json.Decoder(self._type)
+        self._batch_decoders: dict[str, Callable[[bytes], list[Score]]] = {
+            JSON: msgspec.json.Decoder(list[self._type]).decode,
+            NDJSON: self._decoder.decode_lines,
+            MSGPACK: msgspec.msgpack.Decoder(list[self._type]).decode,
+        }
+        self._batch_max_scores = batch_max_scores
         self._valid = {"UUID": "a1-b1", "score": score_min}
         text = f"must be a string of 1 to {TEXT_MAX_BYTES} UTF-8 bytes without control characters"
         self._rules = {
@@ -94,21 +123,66 @@ class ScoreDecoder:
         try:
             return self._decoder.decode(body)
         except ValueError as error:  # the base of msgspec's errors and of UnicodeDecodeError
-            faults = tuple(self._faults(_reread(body, error)))
-            raise InvalidScore("the body is not a score", faults or (Fault("", str(error)),)) from None
+            raise self._refusal(_reread(body, error), "", error) from None
 
-    def _faults(self, value: Any) -> Iterator[Fault]:
+    def decode_msgpack(self, body: bytes) -> Score:
+        """Return the one Score in `body`, a MessagePack map. Raises as `decode` does."""
+        item = self._item(_reread_msgpack(body), "")
+        if isinstance(item, InvalidScore):
+            raise item
+        return item
+
+    def decode_batch(self, body: bytes, kind: str) -> list[Item]:
+        """Return the scores of a batch in `body`, of the media type `kind`; an InvalidScore stands in place of one at fault.
+
+        Its faults point into the batch: `/17/score`.
+
+        Raises:
+            MalformedRequest: no element of the body can be told from the next.
+            BodyTooLarge: more scores than batch_max_scores.
+        """
+        try:
+            items: list[Item] = self._batch_decoders[kind](body)
+        except ValueError as error:
+            items = [self._item(value, f"/{index}") for index, value in enumerate(self._elements(body, kind, error))]
+        if len(items) > self._batch_max_scores:
+            raise BodyTooLarge(f"the batch has {len(items)} scores; send at most batch_max_scores, {self._batch_max_scores}")
+        return items
+
+    def _elements(self, body: bytes, kind: str, error: ValueError) -> Iterator[Any]:
+        """Yield the values that stand where the scores of a batch should."""
+        if kind == NDJSON:
+            yield from (_reread_line(line) for line in body.split(b"\n") if line.strip())
+            return
+        values = _reread(body, error) if kind == JSON else _reread_msgpack(body)
+        if not isinstance(values, list):
+            raise InvalidBatch(f"a batch is an array of scores, not {_shown(values)}")
+        yield from values
+
+    def _item(self, value: Any, at: str) -> Item:
+        if isinstance(value, MalformedRequest):
+            return InvalidScore(str(value), (Fault(at, str(value)),))
+        try:
+            return msgspec.convert(value, self._type)
+        except ValueError as error:
+            return self._refusal(value, at, error)
+
+    def _refusal(self, value: Any, at: str, error: ValueError) -> InvalidScore:
+        faults = tuple(self._faults(value, at)) or (Fault(at, str(error)),)
+        return InvalidScore("this is not a score" if at else "the body is not a score", faults)
+
+    def _faults(self, value: Any, at: str) -> Iterator[Fault]:
         if not isinstance(value, dict):
-            yield Fault("", f"a score is an object with the members {_MEMBERS}, not {_shown(value)}")
+            yield Fault(at, f"a score is an object with the members {_MEMBERS}, not {_shown(value)}")
             return
         for name, rule in self._rules.items():
             if name not in value and name != "id":
-                yield Fault(_pointer(name), f"the member {name} is missing: {rule}")
+                yield Fault(at + _pointer(name), f"the member {name} is missing: {rule}")
         for name, member in value.items():
             if name not in self._rules:
-                yield Fault(_pointer(name), f"unknown member {_shown(name)}; a score has the members {_MEMBERS}")
+                yield Fault(at + _pointer(str(name)), f"unknown member {_shown(name)}; a score has the members {_MEMBERS}")
             elif not self._is_valid(name, member):
-                yield Fault(_pointer(name), f"{self._rules[name]}, not {_shown(member)}")
+                yield Fault(at + _pointer(name), f"{self._rules[name]}, not {_shown(member)}")
 
     def _is_valid(self, name: str, member: Any) -> bool:
         """Try `member` in a score that is otherwise valid: so the type stays the only judge."""
@@ -117,6 +191,67 @@ class ScoreDecoder:
         except ValueError:
             return False
         return True
+
+
+def is_batch(body: bytes, kind: str) -> bool:
+    """Return whether a body is to be read as a batch: NDJSON always, JSON and MessagePack if it starts as an array."""
+    if kind == JSON:
+        return body.lstrip(b" \t\r\n")[:1] == b"["
+    # MessagePack's format: 0x90 to 0x9f, 0xdc and 0xdd begin an array.
+    return kind == NDJSON or body[:1] in (b"\xdc", b"\xdd") or body[:1] != b"" and body[0] >> 4 == 9
+
+
+def decode_uuids(body: bytes, max_uuids: int) -> list[str]:
+    """Return the UUIDs in `body`, a JSON array of at most `max_uuids` strings.
+
+    Raises:
+        MalformedRequest: not JSON.
+        InvalidQuery: another value; `faults` names each that is no UUID.
+        BodyTooLarge: more than `max_uuids`.
+    """
+    try:
+        uuids = msgspec.json.decode(body, type=list[Any])
+    except ValueError as error:
+        raise InvalidQuery(f"the body must be an array of UUIDs, not {_shown(_reread(body, error))}") from None
+    if len(uuids) > max_uuids:
+        raise BodyTooLarge(f"there are {len(uuids)} UUIDs; ask for at most {max_uuids} at once")
+    if faults := tuple(_uuid_faults(uuids)):
+        raise InvalidQuery("not every one is a UUID", faults)
+    return uuids
+
+
+def decode_page(query: Mapping[str, str]) -> tuple[str | None, int]:
+    """Return `(after, limit)` of the parameters of a listing. Raises InvalidQuery, naming the parameter."""
+    if unknown := sorted(query.keys() - {"after", "limit"}):
+        raise InvalidQuery(f"unknown parameter {_shown(unknown[0])}; a listing has after and limit")
+    after, limit = query.get("after"), query.get("limit", str(PAGE_DEFAULT_UUIDS))
+    try:
+        after = after if after is None else require_uuid(after)
+    except InvalidUUID as error:
+        raise InvalidQuery(f"the parameter after is no UUID: {error}") from None
+    if not re.fullmatch(r"[0-9]{1,4}", limit, re.ASCII) or not 1 <= int(limit) <= PAGE_MAX_UUIDS:
+        raise InvalidQuery(f"the parameter limit must be an integer from 1 to {PAGE_MAX_UUIDS}, not {_shown(limit)}")
+    return after, int(limit)
+
+
+def decode_on_error(query: Mapping[str, str]) -> bool:
+    """Return whether a batch counts its valid scores and skips the others. Raises InvalidQuery, naming the parameter."""
+    if unknown := sorted(query.keys() - {"on_error"}):
+        raise InvalidQuery(f"unknown parameter {_shown(unknown[0])}; a post has on_error")
+    if (value := query.get("on_error", "stop")) not in ("stop", "skip"):
+        raise InvalidQuery(f"the parameter on_error must be stop or skip, not {_shown(value)}")
+    return value == "skip"
+
+
+def _uuid_faults(uuids: Sequence[Any]) -> Iterator[Fault]:
+    for index, uuid in enumerate(uuids):
+        if not isinstance(uuid, str):
+            yield Fault(f"/{index}", f"a UUID is a string, not {_shown(uuid)}")
+            continue
+        try:
+            require_uuid(uuid)
+        except InvalidUUID as error:
+            yield Fault(f"/{index}", str(error))
 
 
 def _reread(body: bytes, error: ValueError) -> Any:
@@ -134,8 +269,23 @@ def _reread(body: bytes, error: ValueError) -> Any:
         raise MalformedRequest(f"the body is not JSON: {reason}") from None
 
 
+def _reread_line(line: bytes) -> Any:
+    """Return the value in a line, or the MalformedRequest that it is: one line costs the batch only itself."""
+    try:
+        return _reread(line, ValueError("the line is cut off or malformed"))
+    except MalformedRequest as error:
+        return error
+
+
+def _reread_msgpack(body: bytes) -> Any:
+    try:
+        return msgspec.msgpack.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not MessagePack: {error if body else 'it is empty'}") from None
+
+
 def _pointer(member: str) -> str:
-    """Return the JSON pointer (RFC 6901) to a member of the body."""
+    """Return the JSON pointer (RFC 6901) to a member."""
     # Half a surrogate pair, which JSON can escape and UTF-8 cannot encode, is shown as its escape.
     member = member.encode(errors="backslashreplace").decode()
     return "/" + member.replace("~", "~0").replace("/", "~1")
@@ -143,5 +293,8 @@ def _pointer(member: str) -> str:
 
 def _shown(value: Any) -> str:
     """Return `value` as JSON for a sentence, cut to a length that a log line can bear."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):  # MessagePack has values that JSON has not
+        text = ascii(value)
     return text if len(text) <= _SHOWN_MAX_CHARACTERS else text[:_SHOWN_MAX_CHARACTERS] + "..."

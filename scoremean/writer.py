@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future as StoreFuture
 
 from scoremean.errors import OutcomeUnknown, QueueFull, ScoremeanError, Stopping, StoreFull
+from scoremean.model import Batch
 from scoremean.store.base import Change, Outcome, Store
 
 _log = logging.getLogger(__name__)
 
-Waiting = list[tuple[asyncio.Future[list[Outcome]], int]]
+Waiting = list[asyncio.Future[Outcome]]
 
 
 class Writer:
@@ -40,7 +41,8 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._gathering: list[Change] = []
         self._waiting: Waiting = []
-        self._queued_scores = 0
+        self._gathered_scores = 0
+        self._committing_scores = 0
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,24 +53,27 @@ class Writer:
         """Whether `post` takes scores: not stopping, and no commit has failed."""
         return not self._stopping and not self.failed.done()
 
-    def post(self, changes: Sequence[Change]) -> asyncio.Future[list[Outcome]]:
-        """Queue `changes` for the next commit and return the future of this request.
+    def post(self, change: Change) -> asyncio.Future[Outcome]:
+        """Queue `change` for the next commit and return the future of this request.
 
-        It resolves once all of them are durable, to one outcome a change in their order (Store.submit). Cancelling it gives up
-        the answer only: the changes are counted all the same.
+        It resolves to the outcome (Store.submit) once that is durable. Cancelling it gives up the answer only: the change is
+        counted all the same.
 
         Raises, at once and with nothing counted:
             QueueFull: queue_max_scores would be exceeded.
             Stopping: the Writer is closed, or a commit has failed.
         The future raises:
+            RequestError: the store refused this change; nothing of it was counted.
             StoreFull: nothing was counted.
             OutcomeUnknown: the commit failed.
         """
         if not self.accepting:
-            raise Stopping("the service is stopping; this score was not counted, send it again")
-        if self._queued_scores + len(changes) > self._queue_max_scores:
+            raise Stopping("the service is stopping; nothing was counted, send it again")
+        scores = len(change.scores) if isinstance(change, Batch) else 1
+        queued_scores = self._gathered_scores + self._committing_scores
+        if queued_scores + scores > self._queue_max_scores:
             raise QueueFull(
-                f"{self._queued_scores} scores wait for a commit, of {self._queue_max_scores} that may;"
+                f"{queued_scores} scores wait for a commit, of {self._queue_max_scores} that may;"
                 " nothing was counted, send it again later"
             )
         if self._idle.is_set():
@@ -76,9 +81,9 @@ class Writer:
             self._idle.clear()
             self._loop.call_soon(self._commit_gathered)
         answer = self._loop.create_future()
-        self._gathering.extend(changes)
-        self._waiting.append((answer, len(changes)))
-        self._queued_scores += len(changes)
+        self._gathering.append(change)
+        self._waiting.append(answer)
+        self._gathered_scores += scores
         return answer
 
     async def close(self) -> None:
@@ -88,10 +93,11 @@ class Writer:
 
     def _commit_gathered(self) -> None:
         batch, waiting = self._gathering, self._waiting
+        self._gathering, self._waiting = [], []
+        self._gathered_scores, self._committing_scores = 0, self._gathered_scores
         if not batch:
             self._idle.set()
             return
-        self._gathering, self._waiting = [], []
         try:
             future = self._store.submit(batch)
         except Exception as error:  # pylint: disable=broad-exception-caught  # whatever a store raises, none may hang
@@ -103,14 +109,9 @@ class Writer:
         """Hand the outcomes of a commit to the requests they belong to, and start the next commit."""
         error = done.exception()
         if error is None:
-            start, outcomes = 0, done.result()
-            for answer, count in waiting:
-                if not answer.done():
-                    answer.set_result(outcomes[start : start + count])
-                start += count
-            self._queued_scores -= start
+            _resolve(waiting, done.result())
         elif isinstance(error, StoreFull):
-            self._queued_scores -= _refuse(waiting, error)
+            _resolve(waiting, [error] * len(waiting))
         else:
             self._fail(waiting, error)
             return
@@ -120,15 +121,19 @@ class Writer:
         _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
         self.failed.set_result(error)
         unknown = OutcomeUnknown("the commit failed: outcome unknown, retry with the same id")
-        _refuse(waiting, unknown)
-        _refuse(self._waiting, Stopping("the service is stopping; this score was not counted, send it again"))
-        self._gathering, self._waiting, self._queued_scores = [], [], 0
+        _resolve(waiting, [unknown] * len(waiting))
+        stopping = Stopping("the service is stopping; nothing was counted, send it again")
+        _resolve(self._waiting, [stopping] * len(self._waiting))
+        self._gathering, self._waiting = [], []
         self._idle.set()
 
 
-def _refuse(waiting: Waiting, error: ScoremeanError) -> int:
-    """Give every request of a batch `error` and return how many scores that were."""
-    for answer, _ in waiting:
-        if not answer.done():
-            answer.set_exception(error)
-    return sum(count for _, count in waiting)
+def _resolve(waiting: Waiting, outcomes: Sequence[Outcome | ScoremeanError]) -> None:
+    """Give every request its outcome, unless its client went away."""
+    for answer, outcome in zip(waiting, outcomes, strict=True):
+        if answer.done():
+            continue
+        if isinstance(outcome, ScoremeanError):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)

@@ -26,7 +26,7 @@ def fixture_store(tmp_path: Path) -> Iterator[LmdbStore]:
 @pytest.fixture(name="settings")
 def fixture_settings() -> Settings:
     """The settings of the service under test: a free port, and limits that a test can reach."""
-    return Settings(port=0, body_max_bytes=1000, body_timeout_seconds=1, shutdown_timeout_seconds=5)
+    return Settings(port=0, batch_max_scores=10, body_max_bytes=1000, body_timeout_seconds=1, shutdown_timeout_seconds=5)
 
 
 @pytest.fixture(name="service")

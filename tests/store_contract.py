@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scoremean.errors import IdConflict, IdVoided, InvalidUUID, UnknownId
-from scoremean.model import Replay, Score, Tally, Void, Voided
+from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidUUID, UnknownId, UnknownUUID
+from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store.base import Store
-from tests.support import Oracle, scores_of
+from tests.support import Oracle, plain, scores_of
 
 
 class StoreContract(ABC):
@@ -85,6 +85,30 @@ class StoreContract(ABC):
     def test_a_void_of_an_unknown_id_is_refused(self, store):
         """And changes nothing."""
         assert isinstance(store.commit([Void("nobody")])[0], UnknownId)
+
+    def test_a_batch_of_one_request_is_refused_as_a_whole_or_score_by_score(self, store):
+        """Whole by default, with every fault listed; with `skip` the others are counted."""
+        store.commit([Score("a", 5, "used"), Score("a", 1, "gone"), Void("gone")])
+        new, gone = Score("b", 1, "new"), Score("a", 1, "gone")
+        scores = [new, Score("a", 4, "used"), Score("b", 2, "new"), new, gone]
+        [refused] = store.commit([Batch(scores)])
+        assert isinstance(refused, InvalidBatch)
+        assert [fault.pointer for fault in refused.faults] == ["/1/id", "/2/id", "/4/id"]
+        assert store.get(["a", "b"]) == [Tally(5, 1), None]
+        [outcomes] = store.commit([Batch(scores, skip=True)])
+        assert [plain(outcome) for outcome in outcomes] == [Tally(1, 1), IdConflict, IdConflict, Replay(1, 1), IdVoided]
+        assert store.get(["a", "b"]) == [Tally(5, 1), Tally(1, 1)]
+
+    def test_a_forgotten_uuid_is_gone_and_its_ids_touch_no_later_tally(self, store):
+        """They replay their first answer, count nothing and cannot be voided; scores after it are as of a new UUID."""
+        store.commit([Score("a", 5, "id-1"), Score("a", 3), Score("b", 1)])
+        assert store.commit([Forget("a")]) == [Tally(8, 2)]
+        assert store.get(["a", "b"]) == [None, Tally(1, 1)]
+        assert (store.stats().uuids, store.stats().scores) == (1, 1)
+        assert plain(store.commit([Forget("a")])[0]) is UnknownUUID
+        assert store.commit([Score("a", 2, "id-2"), Score("a", 5, "id-1")]) == [Tally(2, 1), Replay(5, 1)]
+        assert plain(store.commit([Void("id-1")])[0]) is UnknownId
+        assert store.commit([Void("id-2")]) == [Voided("a", Tally(0, 0))]
 
     def test_ids_are_kept_over_a_restart(self, place):
         """Replayed and voided as before."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -13,8 +14,9 @@ from typing import Self
 from aiohttp import ClientSession
 from lmdb.verify import verify
 
-from scoremean import Replay, Score, Tally, Void, Voided, open_store
-from scoremean.errors import IdConflict, IdVoided, RequestError, UnknownId
+from scoremean import Batch, Forget, Replay, Score, Tally, Void, Voided, open_store
+from scoremean.errors import IdConflict, IdVoided, InvalidBatch, RequestError, UnknownId, UnknownUUID
+from scoremean.store.base import Change, Outcome
 
 INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
 
@@ -63,6 +65,13 @@ class Server:
         return self._process.returncode, messages
 
 
+def plain(outcome: Outcome) -> Outcome | type[RequestError]:
+    """Return an outcome as the oracle gives it: a refusal as the class of its error."""
+    if isinstance(outcome, list):
+        return [plain(one) for one in outcome]
+    return type(outcome) if isinstance(outcome, RequestError) else outcome
+
+
 class Oracle:
     """The plain truth: every score kept, every id, means as fractions."""
 
@@ -70,11 +79,26 @@ class Oracle:
         self._scores: defaultdict[str, list[int]] = defaultdict(list)
         self._ids: dict[str, tuple[Score, Tally]] = {}
         self._voided: set[str] = set()
+        self._forgotten: set[str] = set()
 
-    def apply(self, change: Score | Void) -> Tally | Voided | type[RequestError]:
+    def apply(self, change: Change) -> Outcome | type[RequestError]:
         """Apply `change` and return its outcome; for one that is refused, the class of the error."""
-        if isinstance(change, Void):
-            return self._void(change.id)
+        match change:
+            case Void():
+                return self._void(change.id)
+            case Forget():
+                return self._forget(change.uuid)
+            case Batch():
+                return self._batch(change)
+        return self._score(change)
+
+    def _batch(self, batch: Batch) -> list[Tally | type[RequestError]] | type[RequestError]:
+        trial = deepcopy(self)
+        if not batch.skip and any(isinstance(trial.apply(score), type) for score in batch.scores):
+            return InvalidBatch
+        return [self.apply(score) for score in batch.scores]
+
+    def _score(self, change: Score) -> Tally | type[RequestError]:
         if change.id in self._ids:
             score, first = self._ids[change.id]
             if score != change:
@@ -86,13 +110,21 @@ class Oracle:
         return tally
 
     def _void(self, name: str) -> Voided | type[RequestError]:
-        if name not in self._ids:
+        if name not in self._ids or name in self._forgotten:
             return UnknownId
         score, _ = self._ids[name]
         if name not in self._voided:
             self._voided.add(name)
             self._scores[score.uuid].remove(score.score)
         return Voided(score.uuid, self.tally(score.uuid) or Tally(0, 0))
+
+    def _forget(self, uuid: str) -> Tally | type[RequestError]:
+        tally = self.tally(uuid)
+        if tally is None:
+            return UnknownUUID
+        self._forgotten |= {name for name, (score, _) in self._ids.items() if score.uuid == uuid}
+        del self._scores[uuid]
+        return tally
 
     def post(self, score: Score) -> Tally:
         """Count `score` and return the tally of its UUID after it."""

@@ -51,8 +51,8 @@ def test_other_bytes_are_damage(value):
 
 def test_the_record_of_an_id_comes_back():
     """And nothing else is one."""
-    record = codec.IdRecord("a1-b1", 5, Tally(12, 3), True)
-    assert codec.pack_id_record(record).hex() == "95a561312d623105" + "0c03c3"
+    record = codec.IdRecord("a1-b1", 5, Tally(12, 3), 1, True)
+    assert codec.pack_id_record(record).hex() == "96a561312d6231050c03c301"
     assert codec.unpack_id_record(codec.pack_id_record(record)) == record
     assert codec.pack_id("x" * 256) != codec.pack_id("y") and len(codec.pack_id("y")) == 16
     with pytest.raises(StoreDamaged, match="not the record of an id"):
@@ -69,9 +69,9 @@ def test_a_generation_comes_back():
 
 def test_a_format_is_an_integer():
     """The one value that every version must be able to read."""
-    assert codec.unpack_format(codec.pack_format(1)) == 1
-    with pytest.raises(StoreDamaged, match="not a format version"):
-        codec.unpack_format(b"\x80")
+    assert codec.unpack_number(codec.pack_number(1)) == 1
+    with pytest.raises(StoreDamaged, match="not an integer"):
+        codec.unpack_number(b"\x80")
 
 
 def test_a_key_that_is_not_utf8_is_damage():

@@ -100,7 +100,16 @@ BAD_INPUT = {
     "not JSON": (b'{"UUID": "a1-b1", "score": 5', 400, "malformed-request", None),
     "not UTF-8": (b'{"UUID": "a1-b1\xff", "score": 5}', 400, "malformed-request", None),
     "empty": (b"", 400, "malformed-request", None),
-    "array where an object is meant": (b"[5]", 422, "invalid-score", ""),
+    "string where an object is meant": (b'"a1-b1"', 422, "invalid-score", ""),
+    "number in a batch": (b"[5]", 422, "invalid-batch", "/0"),
+    "batch with one bad score": (
+        b'[{"UUID": "a1-b1", "score": 5}, {"UUID": "a1-b1", "score": 6}]',
+        422,
+        "invalid-batch",
+        "/1/score",
+    ),
+    "batch cut off": (b'[{"UUID": "a1-b1", "score": 5}, {"UUID"', 400, "malformed-request", None),
+    "batch of more than `batch_max_scores`": (b"[%s]" % b",".join([OK_BODY] * 11), 413, "body-too-large", None),
     "missing member": (b'{"UUID": "a1-b1"}', 422, "invalid-score", "/score"),
     "unknown member": (b'{"UUID": "a1-b1", "score": 5, "scoer": 5}', 422, "invalid-score", "/scoer"),
     "score 6": (b'{"UUID": "a1-b1", "score": 6}', 422, "invalid-score", "/score"),
@@ -172,6 +181,58 @@ BAD_REQUESTS = {
         422,
         "invalid-id",
     ),
+    "Idempotency-Key on a batch": (raw_post("Idempotency-Key: k", body=b"[]"), 422, "invalid-id"),
+    "on_error neither stop nor skip": (
+        raw_request("POST /scores?on_error=x", "Content-Type: application/json", body=OK_BODY),
+        422,
+        "invalid-query",
+    ),
+    "unknown parameter of a post": (
+        raw_request("POST /scores?onerror=skip", "Content-Type: application/json", body=OK_BODY),
+        422,
+        "invalid-query",
+    ),
+    "NDJSON with a bad line": (
+        raw_request("POST /scores", "Content-Type: application/x-ndjson", body=OK_BODY + b"\n{\n"),
+        422,
+        "invalid-batch",
+    ),
+    "not MessagePack": (
+        raw_request("POST /scores", "Content-Type: application/msgpack", body=b"\xc1"),
+        400,
+        "malformed-request",
+    ),
+    "MessagePack batch cut off": (
+        raw_request("POST /scores", "Content-Type: application/msgpack", body=b"\x92\x01"),
+        400,
+        "malformed-request",
+    ),
+    "query that is no array": (
+        raw_request("POST /means/query", "Content-Type: application/json", body=b'{"UUID": "a"}'),
+        422,
+        "invalid-query",
+    ),
+    "query with what is no UUID": (
+        raw_request("POST /means/query", "Content-Type: application/json", body=b'["a", 5, ""]'),
+        422,
+        "invalid-query",
+    ),
+    "query not JSON": (
+        raw_request("POST /means/query", "Content-Type: application/json", body=b"["),
+        400,
+        "malformed-request",
+    ),
+    "query of more than `batch_max_scores`": (
+        raw_request("POST /means/query", "Content-Type: application/json", body=b'["a"%s]' % (b', "a"' * 10)),
+        413,
+        "body-too-large",
+    ),
+    "listing with limit 0": (raw_request("GET /means?limit=0"), 422, "invalid-query"),
+    "listing with limit 1001": (raw_request("GET /means?limit=1001"), 422, "invalid-query"),
+    "listing with limit x": (raw_request("GET /means?limit=x"), 422, "invalid-query"),
+    "listing after what is no UUID": (raw_request("GET /means?after=a%00"), 422, "invalid-query"),
+    "listing with an unknown parameter": (raw_request("GET /means?offset=5"), 422, "invalid-query"),
+    "delete of a UUID without a score": (raw_request("DELETE /means/nobody"), 404, "unknown-uuid"),
     "void of an unknown id": (raw_request("DELETE /scores/nobody"), 404, "unknown-id"),
     "void of an invalid id": (raw_request("DELETE /scores/a%0Ab"), 422, "invalid-id"),
     "body past `body_max_bytes`": (raw_post(body=OK_BODY + b" " * 1000), 413, "body-too-large"),
@@ -212,8 +273,15 @@ async def test_a_body_that_stops_half_way_is_given_up(service, store):
 
 async def test_a_wrong_method_says_which_are_allowed(client):
     """On every route."""
-    for path, allowed in (("/scores", "POST"), ("/means/a", "GET, HEAD"), ("/stats", "GET, HEAD")):
-        async with client.delete(path) as response:
+    for path, allowed in (
+        ("/scores", "POST"),
+        ("/scores/k", "DELETE"),
+        ("/means", "GET, HEAD"),
+        ("/means/a", "DELETE, GET, HEAD"),
+        ("/means/query", "DELETE, GET, HEAD, POST"),
+        ("/stats", "GET, HEAD"),
+    ):
+        async with client.put(path) as response:
             assert (response.status, response.headers["Allow"]) == (405, allowed)
 
 

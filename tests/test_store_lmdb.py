@@ -19,7 +19,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scoremean import codec, open_store
 from scoremean.errors import (
     IdVoided,
-    RequestError,
     StoreError,
     StoreForeign,
     StoreFull,
@@ -27,14 +26,16 @@ from scoremean.errors import (
     StoreMissing,
     UnknownId,
 )
-from scoremean.model import Replay, Score, Tally, Void
+from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store.lmdb import LmdbStore
 from tests.store_contract import StoreContract
-from tests.support import Oracle, assert_sound, scores_of
+from tests.support import Oracle, assert_sound, plain, scores_of
 
 UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
 IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
-CHANGES = st.builds(Score, UUIDS, st.integers(0, 5), st.none() | IDS) | st.builds(Void, IDS)
+SCORES = st.builds(Score, UUIDS, st.integers(0, 5), st.none() | IDS)
+BATCHES = st.builds(Batch, st.lists(SCORES, max_size=4), st.booleans())
+CHANGES = SCORES | BATCHES | st.builds(Void, IDS) | st.builds(Forget, UUIDS)
 
 
 class TestContract(StoreContract):
@@ -57,7 +58,7 @@ class LmdbMachine(RuleBasedStateMachine):
     @rule(batch=st.lists(CHANGES, max_size=8))
     def commit(self, batch):
         """Each outcome is the oracle's."""
-        outcomes = [type(found) if isinstance(found, RequestError) else found for found in self._store.commit(batch)]
+        outcomes = [plain(outcome) for outcome in self._store.commit(batch)]
         assert outcomes == [self._oracle.apply(change) for change in batch]
 
     @rule()
@@ -164,7 +165,7 @@ def test_a_reader_sees_the_commits_that_come_after_it_opened(tmp_path):
 def test_a_store_of_another_format_is_refused(tmp_path):
     """The message says which one it is and what to do; nothing in it is changed."""
     LmdbStore(tmp_path).close()
-    _overwrite(tmp_path, codec.META_TABLE, codec.FORMAT_KEY, codec.pack_format(codec.FORMAT + 1))
+    _overwrite(tmp_path, codec.META_TABLE, codec.FORMAT_KEY, codec.pack_number(codec.FORMAT + 1))
     before = (tmp_path / "data.mdb").read_bytes()
     for readonly in (False, True):
         with pytest.raises(StoreForeign, match="has format 2, and this version of scoremean reads format 1"):
@@ -232,6 +233,22 @@ def test_ids_expire_a_table_at_a_time(tmp_path):
         assert store.commit([Score("a", 1, "old")]) == [Replay(3, 2)], "a clock that jumps back keeps ids longer"
 
 
+def test_a_forgotten_uuid_stays_forgotten_as_long_as_its_ids_live(tmp_path):
+    """Over rotations, and with ids of before and after the forgetting beside each other."""
+    now = 0.0
+    with LmdbStore(tmp_path, id_retention_seconds=100, clock=lambda: now) as store:
+        store.commit([Score("a", 1, "before"), Forget("a"), Score("a", 2, "after")])
+        assert plain(store.commit([Void("before")])[0]) is UnknownId
+        now = 100.0
+        store.commit([])
+        assert plain(store.commit([Void("before")])[0]) is UnknownId
+        now = 200.0
+        store.commit([Score("a", 3, "later"), Forget("a"), Score("a", 4, "last")])
+        assert plain(store.commit([Void("later")])[0]) is UnknownId
+        assert store.commit([Void("last")]) == [Voided("a", Tally(0, 0))]
+        assert not store.check()
+
+
 def test_a_commit_that_does_not_fit_keeps_no_id(tmp_path):
     """So the retry is counted once there is room."""
     with LmdbStore(tmp_path, size_max_bytes=1 << 18) as store:
@@ -252,7 +269,7 @@ def test_a_commit_that_does_not_fit_keeps_no_id(tmp_path):
         (codec.MEANS_TABLE, b"\n", codec.pack_tally(0, 1), "control characters"),
         (codec.MEANS_TABLE, b"\xff", codec.pack_tally(0, 1), "is not UTF-8"),
         (codec.IDS_TABLES[0], bytes(16), codec.pack_tally(7, 3), "ids-0, key 00000000000000000000000000000000: the bytes"),
-        (codec.IDS_TABLES[1], bytes(16), b"\x95\xa0\x01\x01\x01\xc2", "it has 0"),
+        (codec.IDS_TABLES[1], bytes(16), b"\x96\xa0\x01\x01\x01\xc2\x00", "it has 0"),
         (codec.META_TABLE, codec.TOTAL_KEY, codec.pack_tally(7, 3), "the total kept is Tally(sum=7, count=3)"),
     ],
 )

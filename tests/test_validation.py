@@ -7,11 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scoremean.errors import InvalidScore, MalformedRequest, UnsupportedMediaType
+from scoremean.errors import BodyTooLarge, InvalidScore, MalformedRequest, UnsupportedMediaType
 from scoremean.model import Score
-from scoremean.validation import ScoreDecoder, require_media_type
+from scoremean.validation import JSON as JSON_TYPE
+from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, is_batch, media_type
 
-DECODER = ScoreDecoder(0, 5)
+DECODER = ScoreDecoder(0, 5, 10)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
@@ -35,7 +36,7 @@ def test_what_is_refused_is_explained_and_what_is_taken_is_a_score(value):
             assert "Expected `" not in fault.detail
             msgspec.json.encode(fault.pointer)
     else:
-        assert {"UUID": score.uuid, "score": score.score} == value
+        assert {"UUID": score.uuid, "score": score.score} == {"UUID": value["UUID"], "score": value["score"]}
         assert 0 <= score.score <= 5
 
 
@@ -46,6 +47,32 @@ def test_any_bytes_are_a_score_or_a_refusal(body):
         assert isinstance(DECODER.decode(body), Score)
     except (InvalidScore, MalformedRequest) as error:
         assert error.detail
+
+
+@pytest.mark.parametrize("kind", [JSON_TYPE, NDJSON, MSGPACK])
+@given(body=st.binary(max_size=60))
+@example(body=b"\x91\x81\x90\x01")
+@example(body=b"\x91\xd6\xff\x00\x00\x00\x00")
+@example(body=b"[" * 5000)
+@example(body=b"\x91" * 5000)
+def test_any_bytes_are_a_batch_or_a_refusal(kind, body):
+    """In each media type, also with keys and values that JSON does not have."""
+    try:
+        is_batch(body, kind)
+        for item in DECODER.decode_batch(body, kind):
+            assert isinstance(item, (Score, InvalidScore))
+    except (InvalidScore, MalformedRequest, BodyTooLarge) as error:
+        assert error.detail
+
+
+@given(st.lists(ALMOST_SCORES, max_size=5))
+def test_the_faults_of_a_batch_are_those_of_its_scores(values):
+    """Each with the place of its score in front."""
+    for index, item in enumerate(DECODER.decode_batch(json.dumps(values).encode(), JSON_TYPE)):
+        try:
+            assert item == DECODER.decode(json.dumps(values[index]).encode())
+        except InvalidScore as error:
+            assert [fault.pointer for fault in item.faults] == [f"/{index}{fault.pointer}" for fault in error.faults]
 
 
 @pytest.mark.parametrize("depth", [500, 900, 990, 1000, 1100, 100_000])
@@ -84,7 +111,7 @@ def test_a_long_value_is_cut_in_the_message():
 )
 def test_json_in_utf8_is_taken(value):
     """With and without the parameter, in any case."""
-    require_media_type({"Content-Type": value, "Content-Encoding": "identity"})
+    assert media_type({"Content-Type": value, "Content-Encoding": "identity"}, (JSON_TYPE,)) == JSON_TYPE
 
 
 @pytest.mark.parametrize(
@@ -93,4 +120,4 @@ def test_json_in_utf8_is_taken(value):
 def test_any_other_type_is_refused(value):
     """The message says what to send."""
     with pytest.raises(UnsupportedMediaType, match="Content-Type: application/json"):
-        require_media_type({"Content-Type": value})
+        media_type({"Content-Type": value}, (JSON_TYPE,))

@@ -12,12 +12,13 @@ from concurrent.futures import Future
 from typing import Protocol, Self
 
 from scoremean.errors import RequestError
-from scoremean.model import Page, Score, Stats, Tally, Void, Voided
+from scoremean.model import Batch, Forget, Page, Score, Stats, Tally, Void, Voided
 
-# What a batch is made of, and what becomes of each: a Score gives a Tally (a Replay when its id was seen before), a Void gives
-# a Voided, and either may be refused by what the store holds, with an error of the client's that counted nothing.
-Change = Score | Void
-Outcome = Tally | Voided | RequestError
+# What a commit is made of, and what becomes of each: a Score gives a Tally (a Replay when its id was seen before), a Void gives
+# a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be refused by
+# what the store holds, with an error of the client's that counted nothing.
+Change = Score | Void | Forget | Batch
+Outcome = Tally | Voided | RequestError | list[Tally | RequestError]
 
 
 class Store(Protocol):
@@ -35,7 +36,9 @@ class Store(Protocol):
         An outcome may be an error instead, and then that change alone counted nothing:
             IdConflict: the id was used for another UUID or score.
             IdVoided: the score with this id was voided.
-            UnknownId: a Void of an id that no score carried, or that has expired.
+            UnknownId: a Void of an id that no score carried, that has expired, or of a score of a forgotten UUID.
+            UnknownUUID: a Forget of a UUID without a score.
+            InvalidBatch: a Batch of which some scores would be refused, so that none was counted; `faults` lists them.
 
         The future raises:
             StoreFull: nothing of the batch was counted, and the store goes on.

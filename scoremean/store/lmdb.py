@@ -29,9 +29,12 @@ from msgspec.structs import replace
 from scoremean import codec
 from scoremean.codec import Generation, IdRecord
 from scoremean.errors import (
+    Fault,
     IdConflict,
     IdVoided,
+    InvalidBatch,
     InvalidScore,
+    RequestError,
     StoreDamaged,
     StoreError,
     StoreForeign,
@@ -39,8 +42,9 @@ from scoremean.errors import (
     StoreInUse,
     StoreMissing,
     UnknownId,
+    UnknownUUID,
 )
-from scoremean.model import Page, Replay, Score, Stats, Tally, Void, Voided, require_uuid
+from scoremean.model import Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, require_uuid
 from scoremean.store.base import Change, Outcome, Store
 
 SIZE_MAX_BYTES = 64 << 30
@@ -156,8 +160,11 @@ class LmdbStore(Store):
             for name, table in zip(codec.IDS_TABLES, self._ids):
                 for key, value in txn.cursor(table):
                     try:
-                        record = codec.unpack_id_record(value)
-                        Score(record.uuid, record.score)
+                        if codec.is_forgotten_key(key):
+                            codec.unpack_number(value)
+                        else:
+                            record = codec.unpack_id_record(value)
+                            Score(record.uuid, record.score)
                     except (StoreDamaged, InvalidScore) as error:
                         damages.append(f"{name.decode()}, key {key.hex()}: {error}")
         if summed != total:
@@ -182,7 +189,7 @@ class LmdbStore(Store):
             means = self._env.open_db(codec.MEANS_TABLE, create=False)
             ids = [self._env.open_db(table, create=False) for table in codec.IDS_TABLES]
             with self._env.begin(db=meta) as txn:
-                version = codec.unpack_format(txn.get(codec.FORMAT_KEY) or b"")
+                version = codec.unpack_number(txn.get(codec.FORMAT_KEY) or b"")
         except (lmdb.NotFoundError, lmdb.IncompatibleError, StoreDamaged) as error:
             raise StoreForeign(
                 f"{self.path / DATA_FILE} was not written by scoremean; give the store a directory of its own"
@@ -200,9 +207,10 @@ class LmdbStore(Store):
             means = self._env.open_db(codec.MEANS_TABLE, txn=txn)
             meta = self._env.open_db(codec.META_TABLE, txn=txn)
             ids = [self._env.open_db(table, txn=txn) for table in codec.IDS_TABLES]
-            txn.put(codec.FORMAT_KEY, codec.pack_format(codec.FORMAT), db=meta)
+            txn.put(codec.FORMAT_KEY, codec.pack_number(codec.FORMAT), db=meta)
             txn.put(codec.TOTAL_KEY, codec.pack_tally(0, 0), db=meta)
             txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(0, int(self._clock()))), db=meta)
+            txn.put(codec.EPOCH_KEY, codec.pack_number(0), db=meta)
         _fsync_directory(self.path)
         _fsync_directory(self.path.parent)
         return means, meta, ids
@@ -256,10 +264,12 @@ class _Commit:
         self._ids = (ids[current], ids[1 - current])  # the newer one first, where a retry finds its id
         self._tallies: dict[str, Tally] = {}
         self._change = Tally(0, 0)
+        self._epoch = codec.unpack_number(txn.get(codec.EPOCH_KEY, b"", db=meta))
 
-    def count(self, batch: Sequence[Change]) -> list[Outcome]:
+    def count(self, changes: Sequence[Change]) -> list[Outcome]:
         """Apply every change in order and return the outcome of each."""
-        outcomes = [self._void(change) if isinstance(change, Void) else self._score(change) for change in batch]
+        apply = {Void: self._void, Forget: self._forget, Batch: self._batch}
+        outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
         for uuid, tally in self._tallies.items():
             key = codec.pack_uuid(uuid)
             if tally.count:
@@ -270,25 +280,65 @@ class _Commit:
         self._txn.put(codec.TOTAL_KEY, codec.pack_tally(total.sum, total.count), db=self._meta)
         return outcomes
 
-    def _score(self, score: Score) -> Outcome:
+    def _score(self, score: Score) -> Tally | RequestError:
         if score.id is None:
             return self._add(score.uuid, Tally(score.score, 1))
         key = codec.pack_id(score.id)
         if (found := self._find(key)) is not None:
             return _again(score, found[0])
         tally = self._add(score.uuid, Tally(score.score, 1))
-        self._txn.put(key, codec.pack_id_record(IdRecord(score.uuid, score.score, tally)), db=self._ids[0])
+        record = IdRecord(score.uuid, score.score, tally, self._epoch_of(score.uuid))
+        self._txn.put(key, codec.pack_id_record(record), db=self._ids[0])
         return tally
+
+    def _batch(self, batch: Batch) -> Outcome:
+        if not batch.skip and (faults := tuple(self._refusals(batch.scores))):
+            return InvalidBatch(f"{len(faults)} of {len(batch.scores)} scores are at fault, so none was counted", faults)
+        return [self._score(score) for score in batch.scores]
+
+    def _refusals(self, scores: Sequence[Score]) -> Iterator[Fault]:
+        """Yield a fault for each score that would be refused, before any of them is counted: only ids can be."""
+        new: dict[str, IdRecord] = {}
+        for index, score in enumerate(scores):
+            if score.id is None:
+                continue
+            if (record := new.get(score.id)) is None:
+                found = self._find(codec.pack_id(score.id))
+                record = found[0] if found else IdRecord(score.uuid, score.score, Tally(0, 0))
+                new[score.id] = record
+            if isinstance(outcome := _again(score, record), RequestError):
+                yield Fault(f"/{index}/id", outcome.detail)
 
     def _void(self, void: Void) -> Outcome:
         key = codec.pack_id(void.id)
-        if (found := self._find(key)) is None:
-            return UnknownId(f"no score carried the id {void.id}, or its record has expired")
+        found = self._find(key)
+        if found is None or found[0].epoch != self._epoch_of(found[0].uuid, found[0].epoch):
+            return UnknownId(f"no score carried the id {void.id}, or it has expired or was forgotten")
         record, table = found
         if record.voided:
             return Voided(record.uuid, self._tally(record.uuid))
         self._txn.put(key, codec.pack_id_record(replace(record, voided=True)), db=table)
         return Voided(record.uuid, self._add(record.uuid, Tally(-record.score, -1)))
+
+    def _forget(self, forget: Forget) -> Outcome:
+        tally = self._tally(forget.uuid)
+        if not tally.count:
+            return UnknownUUID(f"no score was counted for the UUID {forget.uuid}")
+        self._add(forget.uuid, Tally(0, 0) - tally)
+        self._epoch += 1
+        epoch = codec.pack_number(self._epoch)
+        self._txn.put(codec.EPOCH_KEY, epoch, db=self._meta)
+        # The newer table is emptied after every id that was counted until now has expired.
+        self._txn.put(codec.pack_forgotten(forget.uuid), epoch, db=self._ids[0])
+        return tally
+
+    def _epoch_of(self, uuid: str, default: int = 0) -> int:
+        """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
+        if self._epoch:  # in most stores nothing was ever forgotten, and there is nothing to look up
+            for table in self._ids:
+                if value := self._txn.get(codec.pack_forgotten(uuid), db=table):
+                    return codec.unpack_number(value)
+        return default
 
     def _add(self, uuid: str, change: Tally) -> Tally:
         tally = self._tallies[uuid] = self._tally(uuid) + change
@@ -309,7 +359,7 @@ class _Commit:
         return None
 
 
-def _again(score: Score, record: IdRecord) -> Outcome:
+def _again(score: Score, record: IdRecord) -> Replay | RequestError:
     """Return the outcome of a score whose id was seen before."""
     if (record.uuid, record.score) != (score.uuid, score.score):
         return IdConflict(f"the id {score.id} was used before, for another UUID or score; give each score an id of its own")
