@@ -11,8 +11,8 @@ bytes that are not HTTP.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -27,7 +27,6 @@ from scoremean.errors import (
     MethodNotAllowed,
     RequestError,
     ScoremeanError,
-    SettingError,
     Unavailable,
     UnknownRoute,
 )
@@ -73,11 +72,9 @@ class Service:
         """Listen; when it returns, requests are answered.
 
         Raises:
-            SettingError: `host` is not a loopback address.
             ListenError: the address cannot be listened on.
         """
         settings = self._settings
-        _require_loopback(settings.host)
         self._writer = Writer(self._store, settings.queue_max_scores)
         handlers = Handlers(
             self._store,
@@ -95,7 +92,7 @@ class Service:
             await web.TCPSite(self._runner, settings.host, settings.port).start()
         except OSError as error:
             await self._runner.cleanup()
-            raise ListenError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+            raise ListenError(f"cannot listen on {settings.host} port {settings.port}: {os.strerror(error.errno)}") from error
 
     async def stop(self) -> None:
         """Listen no more, answer what is under way, and return when every score taken is durable."""
@@ -141,16 +138,23 @@ class _Boundary:
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         try:
             return await self._handler(request)
-        except ScoremeanError as error:
-            return problem(error)
-        except web.HTTPException as error:
-            return self._translated(error, request)
-        except (web.RequestPayloadError, ConnectionError):
-            # Half a body. When the client is gone this answer is dropped; when it only stopped sending, it is read.
-            return _last(problem(MalformedRequest("the body ended before it was complete")))
-        except Exception:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
-            _log.exception("a bug: %s %s failed", request.method, request.path)
-            return problem(ScoremeanError("a bug in scoremean, its log says more; it is unknown whether anything was counted"))
+        except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
+            response = self._refusal(error, request)
+        # What is left of a body that was not read would be taken for the next request, or waited for.
+        return response if request.content.is_eof() else _last(response)
+
+    def _refusal(self, error: Exception, request: web.Request) -> web.Response:
+        """Return the answer that `error` is."""
+        match error:
+            case ScoremeanError():
+                return problem(error)
+            case web.HTTPException():
+                return self._translated(error, request)
+            case web.RequestPayloadError() | ConnectionError():
+                # Half a body. When the client is gone this answer is dropped; when it only stopped sending, it is read.
+                return _last(problem(MalformedRequest("the body ended before it was complete")))
+        _log.error("a bug: %s %s failed", request.method, request.path, exc_info=error)
+        return problem(ScoremeanError("a bug in scoremean, its log says more; it is unknown whether anything was counted"))
 
     def _translated(self, error: web.HTTPException, request: web.Request) -> web.Response:
         """Return what aiohttp refuses by itself as a problem of ours."""
@@ -163,9 +167,9 @@ class _Boundary:
             case web.HTTPNotFound():
                 return problem(UnknownRoute(f"there is no {request.path}; docs/http.md lists the routes"))
             case web.HTTPRequestEntityTooLarge():
-                return _last(problem(BodyTooLarge(f"the body is longer than body_max_bytes, {self._body_max_bytes} bytes")))
+                return problem(BodyTooLarge(f"the body is longer than body_max_bytes, {self._body_max_bytes} bytes"))
             case web.HTTPExpectationFailed():
-                return _last(problem(ExpectationFailed("the only Expect header answered is 100-continue")))
+                return problem(ExpectationFailed("the only Expect header answered is 100-continue"))
         return problem(RequestError(error.reason))
 
 
@@ -197,7 +201,7 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    """One connection, with two habits of aiohttp's changed.
+    """One connection, with three habits of aiohttp's changed.
 
     Attributes:
         payload: the body of the request that is being answered, or was answered last; None before the first.
@@ -220,6 +224,11 @@ class _Connection(web.RequestHandler):
         reason = (message or "").partition("\n")[0].rstrip(":")
         return _last(problem(MalformedRequest(f"the request is not well-formed HTTP/1.1: {reason}")))
 
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Log what is a bug, and not that a body ended early: aiohttp reads on after an early answer, and trips over it."""
+        if not isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kwargs)
+
     def eof_received(self) -> bool:
         """Answer a client that has sent all it will send: aiohttp hangs up instead, on scores that were counted."""
         payloads = [payload for _, payload in self._messages]
@@ -239,15 +248,3 @@ def _last(response: web.Response) -> web.Response:
     """Return `response` as the last one of its connection, of which the rest cannot be understood."""
     response.force_close()
     return response
-
-
-def _require_loopback(host: str) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise SettingError(
-            f"host {host!r} is not a loopback address; scoremean has no access control of its own,"
-            " so listen on 127.0.0.1 and put a proxy in front"
-        )

@@ -42,9 +42,6 @@ from scoremean.validation import (
 )
 from scoremean.writer import Writer
 
-MEANS_PATH = "/means/"
-SCORES_PATH = "/scores/"
-
 # A body up to this size is decoded on the event loop in well under a millisecond; a larger one goes to a thread.
 INLINE_MAX_BYTES = 32 << 10
 
@@ -92,11 +89,11 @@ class Handlers:
         """Return the route table."""
         return [
             web.post("/scores", self.post_scores),
-            web.delete(SCORES_PATH + "{id:(?s:.*)}", self.void_score),
+            web.delete("/scores/{id:(?s:.*)}", self.void_score),
             web.get("/means", self.list_means),
             web.post("/means/query", self.query_means),
-            web.get(MEANS_PATH + "{UUID:(?s:.*)}", self.get_mean),
-            web.delete(MEANS_PATH + "{UUID:(?s:.*)}", self.forget_mean),
+            web.get("/means/{UUID:(?s:.*)}", self.get_mean),
+            web.delete("/means/{UUID:(?s:.*)}", self.forget_mean),
             web.get("/stats", self.get_stats),
             web.get("/livez", self.get_livez),
             web.get("/readyz", self.get_readyz),
@@ -130,12 +127,12 @@ class Handlers:
 
     async def void_score(self, request: web.Request) -> web.Response:
         """Take the score with the id in the path out of its tally and answer what is left, once that is durable."""
-        voided = await self.writer.post(Void(_text_in_path(request, SCORES_PATH, require_id)))
+        voided = await self.writer.post(Void(_text_in_path(request, require_id)))
         return respond(_mean(voided.uuid, voided.tally))
 
     async def get_mean(self, request: web.Request) -> web.Response:
         """Answer the mean of the UUID in the path, with its sum and count."""
-        uuid = _text_in_path(request, MEANS_PATH, require_uuid)
+        uuid = _text_in_path(request, require_uuid)
         [tally] = self.store.get([uuid])
         if tally is None:
             raise UnknownUUID(f"no score was counted for the UUID {uuid}")
@@ -148,7 +145,7 @@ class Handlers:
 
     async def forget_mean(self, request: web.Request) -> web.Response:
         """Forget the UUID in the path and answer what it had, once that is durable."""
-        uuid = _text_in_path(request, MEANS_PATH, require_uuid)
+        uuid = _text_in_path(request, require_uuid)
         return respond(_mean(uuid, await self.writer.post(Forget(uuid))))
 
     async def list_means(self, request: web.Request) -> web.Response:
@@ -231,9 +228,12 @@ def _matches(etag: str, header: str | None) -> bool:
     return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
-def _text_in_path(request: web.Request, prefix: str, require: Callable[[str], str]) -> str:
-    """Return the text after `prefix`. From the raw path: only there a slash and its %2F, or a dot, are as they were sent."""
-    raw = request.raw_path.partition("?")[0].removeprefix(prefix)
+def _text_in_path(request: web.Request, require: Callable[[str], str]) -> str:
+    """Return what the path has behind its first segment.
+
+    From the raw path: only there a slash and its %2F, or a dot, are as they were sent.
+    """
+    raw = request.rel_url.raw_path.split("/", 2)[2]
     try:
         return require(unquote_to_bytes(raw.encode(errors="surrogateescape")).decode())
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ then the variable, then the default. There is no configuration file.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -55,12 +56,24 @@ class Settings(Struct, frozen=True, kw_only=True):
     shutdown_timeout_seconds: Annotated[int, Seconds, _about("seconds that a shutdown waits for requests under way")] = 30
 
     def __post_init__(self) -> None:
+        if not _is_loopback(self.host):
+            raise SettingError(
+                f"host {self.host!r} is not a loopback address; scoremean has no access control of its own,"
+                " so listen on 127.0.0.1 and put a proxy in front"
+            )
         if self.score_min >= self.score_max:
             raise SettingError(f"score_min ({self.score_min}) must be below score_max ({self.score_max})")
         if self.batch_max_scores > self.queue_max_scores:
             raise SettingError(
                 f"batch_max_scores ({self.batch_max_scores}) must not exceed queue_max_scores ({self.queue_max_scores})"
             )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Setting(NamedTuple):
@@ -125,8 +138,8 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
 
 def _parse(setting: Setting, text: str, source: str) -> int | str:
     try:
-        return msgspec.convert(text, setting.type, strict=False)
-    except msgspec.ValidationError:
+        return msgspec.convert(text if setting.minimum is None else int(text), setting.type)
+    except ValueError:  # of int() and of msgspec
         if setting.minimum is None:
             raise SettingError(f"{source} must not be empty") from None
         raise SettingError(

@@ -168,7 +168,8 @@ class ScoreDecoder:
             return self._refusal(value, at, error)
 
     def _refusal(self, value: Any, at: str, error: ValueError) -> InvalidScore:
-        faults = tuple(self._faults(value, at)) or (Fault(at, str(error)),)
+        # A member that stands twice is judged each time by msgspec, and the last time by the second reading.
+        faults = tuple(self._faults(value, at)) or (Fault(at, f"a member stands twice, and once wrong: {error}"),)
         return InvalidScore("this is not a score" if at else "the body is not a score", faults)
 
     def _faults(self, value: Any, at: str) -> Iterator[Fault]:
@@ -264,7 +265,9 @@ def _reread(body: bytes, error: ValueError) -> Any:
         return json.loads(body.decode(), parse_int=lambda digits: int(digits[:400]))
     except UnicodeDecodeError as undecodable:
         raise MalformedRequest(f"the body is not UTF-8: {undecodable.reason} at byte {undecodable.start}") from None
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise MalformedRequest("the body is nested too deeply") from None
+    except ValueError:
         reason = str(error).removeprefix("JSON is malformed: ") if body else "it is empty"
         raise MalformedRequest(f"the body is not JSON: {reason}") from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidUUID, UnknownId, UnknownUUID
+from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidUUID, StoreError, UnknownId, UnknownUUID
 from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store.base import Store
 from tests.support import Oracle, plain, scores_of
@@ -178,6 +178,14 @@ class StoreContract(ABC):
         store.close()
         store.close()
         assert [future.result()[0].count for future in futures] == list(range(1, 11))
+
+    def test_a_closed_store_says_so(self, place):
+        """To write and to read."""
+        store = self.open(place)
+        store.close()
+        for use in (lambda: store.commit([Score("a", 1)]), lambda: store.get(["a"]), store.stats, store.check):
+            with pytest.raises(StoreError, match="is closed"):
+                use()
 
     def test_many_threads_write_and_read_at_once(self, store):
         """No score is lost, and a reader sees only tallies that were once true."""

@@ -53,6 +53,27 @@ async def test_a_uuid_in_the_path_is_percent_encoded(client, service, uuid, path
     assert (status, body) == (200, {"UUID": uuid, "mean": 3.0, "sum": 3, "count": 1})
 
 
+@pytest.mark.parametrize("target", ["http://x/means/dup", "/me%61ns/dup"])
+async def test_a_path_may_be_written_otherwise(client, service, target):
+    """In absolute form (RFC 9112, 3.2.2), or with more encoded than need be."""
+    await post(client, "dup", 3)
+    status, _, body = await exchange(service, raw_request(f"GET {target}"))
+    assert (status, body["UUID"]) == (200, "dup")
+
+
+async def test_a_refusal_before_the_body_ends_the_connection(service, caplog):
+    """The rest of the body is not taken for a request, and its end is not logged."""
+    early = {404: raw_request("POST /nothing", length=100, body=b"{"), 415: raw_request("POST /scores", length=100)}
+    for status, raw in early.items():
+        reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+        writer.write(raw)
+        found, headers, _ = await read_response(reader)
+        assert (found, headers["connection"]) == (status, "close")
+        writer.close()
+        await reader.read()
+    assert not caplog.records
+
+
 async def test_an_unknown_uuid_is_404(client):
     """Not a mean of 0."""
     await assert_problem(client.get("/means/nobody"), 404, "unknown-uuid")
@@ -265,8 +286,8 @@ async def test_a_body_that_stops_half_way_is_given_up(service, store):
     """The connection is open and nothing more comes: 408 after body_timeout_seconds."""
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(HALF_POST)
-    status, _, problem = await read_response(reader)
-    assert (status, problem["type"]) == (408, "urn:scoremean:request-timeout")
+    status, headers, problem = await read_response(reader)
+    assert (status, problem["type"], headers["connection"]) == (408, "urn:scoremean:request-timeout", "close")
     assert store.stats().scores == 0
     writer.close()
 

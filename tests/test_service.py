@@ -84,16 +84,16 @@ async def test_an_address_in_use_is_refused(store, settings, service):
     """With the address in the message, and nothing left open."""
     port = int(service.url.rsplit(":", 1)[1])
     other = Service(Settings(port=port), store, "1.2.3")
-    with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1 port {port}: .*in use"):
+    with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
         await other.start()
     assert settings.port == 0
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-async def test_only_loopback_is_listened_on(store, host):
+async def test_only_loopback_is_listened_on(host):
     """There is no access control yet."""
     with pytest.raises(SettingError, match="not a loopback address"):
-        await Service(Settings(host=host), store, "1.2.3").start()
+        Settings(host=host)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "::1"])

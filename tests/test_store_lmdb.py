@@ -141,6 +141,31 @@ def test_a_second_writer_is_refused_with_the_process_that_has_it(store):
     assert store.commit([Score("a", 1)]) == [Tally(1, 1)]
 
 
+def test_the_writing_process_reads_through_its_own_store(store):
+    """LMDB opens a file once in a process."""
+    with pytest.raises(StoreInUse, match="already open in this process"):
+        LmdbStore(store.path, readonly=True)
+
+
+def test_a_reader_that_the_store_outgrew_says_so(tmp_path):
+    """It mapped the size that the store had when it was opened."""
+    LmdbStore(tmp_path, size_max_bytes=1 << 18).close()
+    code = (
+        "import sys, scoremean\nwith scoremean.open_store(sys.argv[1], size_max_bytes=1 << 24) as s:"
+        " s.commit([scoremean.Score(f'{n:0200}', 1) for n in range(3000)])"
+    )
+    with LmdbStore(tmp_path, readonly=True) as reader:
+        subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+        with pytest.raises(StoreError, match="has grown; open it again"):
+            reader.stats()
+
+
+def test_a_store_may_be_several_directories_deep(tmp_path):
+    """Each that was missing is made."""
+    with LmdbStore(tmp_path / "a" / "b" / "c") as store:
+        assert store.commit([Score("a", 1)]) == [Tally(1, 1)]
+
+
 def test_another_process_reads_while_it_is_served(store):
     """It sees every commit that was answered before it looked."""
     store.commit(scores_of([("a", 5), ("a", 2)]))

@@ -99,6 +99,20 @@ def test_an_integer_of_more_digits_than_python_parses_is_named():
     assert [fault.pointer for fault in caught.value.faults] == ["/score"]
 
 
+def test_nesting_too_deep_is_called_so():
+    """It is JSON, only not one that is read."""
+    with pytest.raises(MalformedRequest, match="nested too deeply"):
+        DECODER.decode(b'{"UUID": "a", "score": 5, "x": %s}' % (b"[" * 5000 + b"]" * 5000))
+
+
+def test_a_member_that_stands_twice_must_be_valid_each_time():
+    """The last one would count."""
+    assert DECODER.decode(b'{"UUID": "a", "score": 4, "score": 5}').score == 5
+    with pytest.raises(InvalidScore) as caught:
+        DECODER.decode(b'{"UUID": "a", "score": 9, "score": 5}')
+    assert "stands twice" in caught.value.faults[0].detail
+
+
 def test_a_long_value_is_cut_in_the_message():
     """A client cannot make an answer as large as its body."""
     with pytest.raises(InvalidScore) as caught:

@@ -6,8 +6,8 @@ What is durable, and why (docs/architecture.md has the measurements):
   syncs each write. A power cut leaves the old meta page or the new one, and each is a whole tree: there is nothing to
   recover.
 - `sync` and `metasync` stay on and `writemap` off: relaxing any of them loses or corrupts commits on a power cut.
-- A new store fsyncs its directory and that one's parent, or the files could be gone after a power cut though their bytes
-  were synced.
+- A new store fsyncs its directory and each one above it that it had to make, or the files could be gone after a power cut
+  though their bytes were synced.
 - `lib_version=0` pins LMDB 0.9's file format, which py-lmdb 3 would otherwise choose by its own default.
 
 Caveats: keep the store on a local disk, since LMDB's memory map and locks do not work over a network file system. A reader
@@ -112,20 +112,22 @@ class LmdbStore(Store):
         """Start to count `batch`, all or nothing; see Store.submit."""
         if self._readonly:
             raise StoreError(f"the store {self.path} is open for reading only")
+        if self._closed:
+            raise StoreError(f"the store {self.path} is closed")
         return self._writer_thread.submit(self._commit, batch)
 
     def get(self, uuids: Sequence[str]) -> list[Tally | None]:
         """Return the durable tally of each UUID, all as of the same commit; None for one without a score."""
         keys = [codec.pack_uuid(require_uuid(uuid)) for uuid in uuids]
-        with self._env.begin(db=self._means) as txn:
-            values = [txn.get(key) for key in keys]
+        with self._snapshot() as txn:
+            values = [txn.get(key, db=self._means) for key in keys]
         return [value and codec.unpack_tally(value) for value in values]
 
     def scan(self, after: str | None, limit: int) -> Page:
         """Return up to `limit` tallies in the order of UUIDs by code point, from behind `after`."""
         tallies: list[tuple[str, Tally]] = []
-        with self._env.begin(db=self._means) as txn:
-            for key, value in _items_after(txn.cursor(), after):
+        with self._snapshot() as txn:
+            for key, value in _items_after(txn.cursor(self._means), after):
                 if len(tallies) == limit:
                     return Page(tallies, tallies[-1][0] if tallies else after)
                 tallies.append((codec.unpack_uuid(key), codec.unpack_tally(value)))
@@ -133,7 +135,7 @@ class LmdbStore(Store):
 
     def stats(self) -> Stats:
         """Return what the store holds, as of the last commit; all but the sizes cost the same however much it is."""
-        with self._env.begin() as txn:
+        with self._snapshot() as txn:
             uuids = txn.stat(self._means)["entries"]
             scores = self._total(txn).count
             ids = sum(txn.stat(table)["entries"] for table in self._ids)
@@ -145,8 +147,8 @@ class LmdbStore(Store):
         """Read every tally in one snapshot and return a sentence for each damage found."""
         damages: list[str] = []
         summed = Tally(0, 0)
-        with self._env.begin(db=self._means) as txn:
-            for key, value in txn.cursor():
+        with self._snapshot() as txn:
+            for key, value in txn.cursor(self._means):
                 try:
                     require_uuid(codec.unpack_uuid(key))
                     tally = codec.unpack_tally(value)
@@ -180,6 +182,15 @@ class LmdbStore(Store):
         self._env.close()
         self._unlock()
 
+    def _snapshot(self) -> lmdb.Transaction:
+        """Return a read transaction: everything in it is as of the same commit."""
+        if self._closed:
+            raise StoreError(f"the store {self.path} is closed")
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError as error:
+            raise StoreError(f"the store {self.path} was restarted with a larger size and has grown; open it again") from error
+
     def _open_tables(self) -> tuple[object, object, list[object]]:
         """Check the format, or write it when the store is new; return the handles of means, meta and the two of ids."""
         try:
@@ -202,7 +213,9 @@ class LmdbStore(Store):
         return means, meta, ids
 
     def _create_tables(self) -> tuple[object, object, list[object]]:
-        # One transaction, so that a crash in between leaves an empty environment, which counts as new.
+        # The files are there; now they stay there. Before the tables, so that a crash in between leaves this to be done again.
+        _fsync_directory(self.path)
+        # One transaction, so that a crash in it leaves an empty environment, which counts as new.
         with self._env.begin(write=True) as txn:
             means = self._env.open_db(codec.MEANS_TABLE, txn=txn)
             meta = self._env.open_db(codec.META_TABLE, txn=txn)
@@ -211,8 +224,6 @@ class LmdbStore(Store):
             txn.put(codec.TOTAL_KEY, codec.pack_tally(0, 0), db=meta)
             txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(0, int(self._clock()))), db=meta)
             txn.put(codec.EPOCH_KEY, codec.pack_number(0), db=meta)
-        _fsync_directory(self.path)
-        _fsync_directory(self.path.parent)
         return means, meta, ids
 
     def _commit(self, batch: Sequence[Change]) -> list[Outcome]:
@@ -376,7 +387,10 @@ def _require_store(path: Path) -> None:
 def _make_directory(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise StoreError(f"cannot open the store {path}: it is not a directory")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.parent.exists():
+        _make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    _fsync_directory(path.parent)
 
 
 def _lock_for_writing(path: Path) -> int:
@@ -415,6 +429,8 @@ def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.E
     except (lmdb.InvalidError, lmdb.VersionMismatchError) as error:
         raise StoreForeign(f"{path / DATA_FILE} is not an LMDB 0.9 file; give the store a directory of its own") from error
     except lmdb.Error as error:
+        if "already open in this process" in str(error):
+            raise StoreInUse(f"the store {path} is already open in this process; use it from there") from error
         raise StoreError(f"cannot open the store {path}: {error}") from error
     # A reader that was killed leaves its slot, and with it the pages it saw, taken.
     env.reader_check()
