@@ -10,8 +10,21 @@ As a library:
 """
 
 from scoremean.errors import ScoremeanError
-from scoremean.model import Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided
 from scoremean.store import open_store
 
-__all__ = ["Batch", "Forget", "Page", "Replay", "Score", "ScoremeanError", "Stats", "Tally", "Void", "Voided", "open_store"]
+__all__ = [
+    "Add",
+    "Batch",
+    "Forget",
+    "Page",
+    "Replay",
+    "Score",
+    "ScoremeanError",
+    "Stats",
+    "Tally",
+    "Void",
+    "Voided",
+    "open_store",
+]
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -20,6 +21,8 @@ from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreErr
 from scoremean.model import Mean
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve
 from scoremean.store import open_store
+from scoremean.transfer import Columns, Importer, export
+from scoremean.validation import ScoreDecoder
 
 OK, FAILED, USAGE, NOT_STARTED = 0, 1, 2, 3
 
@@ -51,7 +54,24 @@ def parser() -> argparse.ArgumentParser:
     get = _add_verb(verbs, "get", _get, "print the mean of a UUID, also while the store is served", ["store"])
     get.add_argument("uuid", metavar="UUID", help="the UUID to look up")
     _add_verb(verbs, "stats", _stats, "print what the store holds, also while it is served", ["store"])
+    _add_import(verbs)
+    export_verb = _add_verb(verbs, "export", _export, "write every UUID's sum, count and mean, also while served", ["store"])
+    export_verb.add_argument("--format", choices=("ndjson", "csv", "parquet"), default="ndjson", help="[ndjson]")
+    export_verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
     return top
+
+
+def _add_import(verbs) -> None:
+    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours"]
+    verb = _add_verb(verbs, "import", _import, "count the scores of files in a store that is not served", settings)
+    text = "NDJSON, or CSV with a header; plain or gzip; - is standard input"
+    verb.add_argument("files", nargs="+", metavar="FILE", help=text)
+    verb.add_argument("--tallies", action="store_true", help="the files hold tallies, as export writes them: merge them")
+    verb.add_argument("--no-ids", action="store_true", help="faster; but a second run counts everything twice")
+    verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line [stop]")
+    for name in ("UUID", "score", "id"):
+        text = f"the member or column that holds the {name} [{name}]"
+        verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
 
 
 def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str]) -> argparse.ArgumentParser:
@@ -63,11 +83,7 @@ def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str
 
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    options = {
-        "size_max_bytes": settings.store_size_max_gib << 30,
-        "id_retention_seconds": settings.id_retention_hours * 3600,
-    }
-    with open_store(settings.store, **options) as store:
+    with open_store(settings.store, **_store_options(settings)) as store:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             ended_well = runner.run(serve(settings, store, _version(), _announce))
     return OK if ended_well else FAILED
@@ -86,6 +102,87 @@ def _stats(_: argparse.Namespace, settings: Settings) -> int:
     with open_store(settings.store, readonly=True) as store:
         _print_json(store.stats())
     return OK
+
+
+def _import(options: argparse.Namespace, settings: Settings) -> int:
+    decoder = ScoreDecoder(settings.score_min, settings.score_max, sys.maxsize)
+    with open_store(settings.store, **_store_options(settings)) as store:
+        progress = ProgressBar()
+        importer = Importer(
+            store,
+            decoder,
+            columns=Columns(options.uuid_column, options.score_column, options.id_column),
+            with_ids=not options.no_ids,
+            tallies=options.tallies,
+            skip=options.on_error == "skip",
+            progress=progress.show,
+        )
+        try:
+            for name in options.files:
+                progress.start(name)
+                importer.run(name)
+        except OSError as error:
+            return _complain(f"cannot read {name}: {error.strerror}", FAILED)
+        finally:
+            progress.end()
+            report = importer.report
+            for fault in report.faults:
+                print(fault, file=sys.stderr)
+            if (more := report.skipped - len(report.faults)) > 0:
+                print(f"... and {more} more bad lines", file=sys.stderr)
+            _print_json({"counted": report.counted, "replayed": report.replayed, "skipped": report.skipped})
+    return OK
+
+
+def _export(options: argparse.Namespace, settings: Settings) -> int:
+    with open_store(settings.store, readonly=True) as store:
+        if options.output == "-":
+            export(store, sys.stdout.buffer, options.format)
+            sys.stdout.buffer.flush()
+            return OK
+        try:
+            with open(options.output, "wb") as file:
+                export(store, file, options.format)
+        except OSError as error:
+            return _complain(f"cannot write {options.output}: {error.strerror}", FAILED)
+    return OK
+
+
+class ProgressBar:
+    """A line on standard error that says how far a file is read, how fast, and how long it will take; only on a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._size_bytes = 0
+        self._started = 0.0
+
+    def start(self, name: str) -> None:
+        """Begin with a file; the size of standard input is not known before."""
+        self._size_bytes = os.path.getsize(name) if name != "-" else 0
+        self._started = time.monotonic()
+
+    def show(self, bytes_read: int, lines_read: int) -> None:
+        """Draw the line again."""
+        if not self._shown:
+            return
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        line = f"{lines_read:,} lines, {lines_read / seconds:,.0f}/s"
+        if self._size_bytes:
+            done = bytes_read / self._size_bytes
+            line = f"[{'#' * int(done * 20):20}] {done:4.0%}  {line}, {seconds / max(done, 1e-9) - seconds:.0f} s left"
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._shown:
+            print(file=sys.stderr)
+
+
+def _store_options(settings: Settings) -> dict[str, int]:
+    return {
+        "size_max_bytes": settings.store_size_max_gib << 30,
+        "id_retention_seconds": settings.id_retention_hours * 3600,
+    }
 
 
 def _announce(url: str) -> None:

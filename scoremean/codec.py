@@ -4,7 +4,7 @@ Format 1:
 
     table         key                    value
     means         the UUID, UTF-8        msgpack [sum, count]
-    ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, sum, count, voided, epoch]: the score, and its first answer
+    ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, 1, sum, count, voided, epoch]: what was added, first answer
                   0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs
     meta          "format"               msgpack 1
     meta          "total"                msgpack [sum, count] over all UUIDs
@@ -38,13 +38,15 @@ EPOCH_KEY = b"epoch"
 
 
 class IdRecord(Struct, frozen=True, gc=False):
-    """What is kept of an id: its score, the tally that was its first answer, and whether it was voided.
+    """What is kept of an id: what it added, the tally that was its first answer, and whether it was voided.
+
+    A score adds `(score, 1)`, an imported tally more.
 
     `epoch` is that of the UUID when the score was counted: 0 if it was never forgotten.
     """
 
     uuid: str
-    score: int
+    added: Tally
     first: Tally
     epoch: int = 0
     voided: bool = False
@@ -90,14 +92,15 @@ def pack_id(name: str) -> bytes:
 
 def pack_id_record(record: IdRecord) -> bytes:
     """Return the bytes of what is kept of an id."""
-    return msgpack.packb((record.uuid, record.score, record.first.sum, record.first.count, record.voided, record.epoch))
+    added, first = record.added, record.first
+    return msgpack.packb((record.uuid, added.sum, added.count, first.sum, first.count, record.voided, record.epoch))
 
 
 def unpack_id_record(value: bytes) -> IdRecord:
     """Return the IdRecord of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [str() as uuid, int() as score, int() as total, int() as count, bool() as voided, int() as epoch]:
-            return IdRecord(uuid, score, Tally(total, count), epoch, voided)
+        case [str() as uuid, int() as total, int() as count, int() as first_sum, int() as first_count, bool() as voided, epoch]:
+            return IdRecord(uuid, Tally(total, count), Tally(first_sum, first_count), epoch, voided)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not the record of an id")
 
 

@@ -28,6 +28,7 @@
     │   ├── StoreInUse                   another process, or this one, writes it
     │   ├── StoreForeign                 not a store of scoremean, or of a format it does not read
     │   └── StoreDamaged                 bytes on disk that scoremean did not write
+    ├── ImportStopped               a file has bad lines, and they were not to be skipped
     ├── ListenError                 the address cannot be listened on
     └── SettingError                a setting with a value it cannot have
 
@@ -255,6 +256,10 @@ class StoreDamaged(StoreError):
 
     slug = "store-damaged"
     title = "Store damaged"
+
+
+class ImportStopped(ScoremeanError):
+    """A file has bad lines, and the import was to stop at them; or it cannot be read as what it is."""
 
 
 class ListenError(ScoremeanError):

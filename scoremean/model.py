@@ -17,6 +17,7 @@ TEXT_MAX_BYTES = 256
 
 # Scores between -SCORE_BOUND and SCORE_BOUND keep a tally within 64 bits for 9 * 10**12 scores of one UUID.
 SCORE_BOUND = 1_000_000
+COUNT_BOUND = 1 << 40
 
 _CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -88,6 +89,24 @@ class Forget(Struct, frozen=True, gc=False):
 
     def __post_init__(self) -> None:
         require_uuid(self.uuid)
+
+
+class Add(Struct, frozen=True, gc=False):
+    """Adds the tally of many scores of one UUID at once: what an import or a merge is made of.
+
+    With an `id` it counts once, as a Score does; the sum takes the place of the score. Raises InvalidUUID, InvalidId.
+    """
+
+    uuid: str
+    tally: Tally
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        require_uuid(self.uuid)
+        if self.id is not None:
+            require_id(self.id)
+        if not 1 <= self.tally.count <= COUNT_BOUND or abs(self.tally.sum) > self.tally.count * SCORE_BOUND:
+            raise InvalidScore(f"{self.tally} is not the tally of 1 to {COUNT_BOUND} scores")
 
 
 class Batch(Struct, frozen=True):

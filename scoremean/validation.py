@@ -149,6 +149,10 @@ class ScoreDecoder:
             raise BodyTooLarge(f"the batch has {len(items)} scores; send at most batch_max_scores, {self._batch_max_scores}")
         return items
 
+    def item(self, value: Any) -> Item:
+        """Return the Score that a decoded value is, or an InvalidScore with a fault for each member that is wrong."""
+        return self._item(value, "")
+
     def _elements(self, body: bytes, kind: str, error: ValueError) -> Iterator[Any]:
         """Yield the values that stand where the scores of a batch should."""
         if kind == NDJSON:

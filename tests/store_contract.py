@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidUUID, StoreError, UnknownId, UnknownUUID
-from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
+from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidScore, InvalidUUID, StoreError, UnknownId, UnknownUUID
+from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store.base import Store
 from tests.support import Oracle, plain, scores_of
 
@@ -109,6 +109,21 @@ class StoreContract(ABC):
         assert store.commit([Score("a", 2, "id-2"), Score("a", 5, "id-1")]) == [Tally(2, 1), Replay(5, 1)]
         assert plain(store.commit([Void("id-1")])[0]) is UnknownId
         assert store.commit([Void("id-2")]) == [Voided("a", Tally(0, 0))]
+
+    def test_a_tally_is_added_as_its_scores_would_be(self, store):
+        """Also with an id: once, and to be voided."""
+        store.commit([Score("a", 5)])
+        added = Add("a", Tally(7, 2), "id-1")
+        assert store.commit([added, added, Add("b", Tally(1, 1))]) == [Tally(12, 3), Replay(12, 3), Tally(1, 1)]
+        assert plain(store.commit([Score("a", 7, "id-1")])[0]) is IdConflict
+        assert store.commit([Void("id-1")]) == [Voided("a", Tally(5, 1))]
+        assert store.stats().scores == 2
+
+    @pytest.mark.parametrize("tally", [Tally(0, 0), Tally(1, -1), Tally(1_000_001, 1), Tally(0, 1 << 41)])
+    def test_what_cannot_be_a_tally_is_not_added(self, store, tally):
+        """No scores, or more than scores can sum up to."""
+        with pytest.raises(InvalidScore, match="is not the tally of"):
+            store.commit([Add("a", tally)])
 
     def test_ids_are_kept_over_a_restart(self, place):
         """Replayed and voided as before."""

@@ -51,8 +51,8 @@ def test_other_bytes_are_damage(value):
 
 def test_the_record_of_an_id_comes_back():
     """And nothing else is one."""
-    record = codec.IdRecord("a1-b1", 5, Tally(12, 3), 1, True)
-    assert codec.pack_id_record(record).hex() == "96a561312d6231050c03c301"
+    record = codec.IdRecord("a1-b1", Tally(5, 1), Tally(12, 3), 1, True)
+    assert codec.pack_id_record(record).hex() == "97a561312d623105010c03c301"
     assert codec.unpack_id_record(codec.pack_id_record(record)) == record
     assert codec.pack_id("x" * 256) != codec.pack_id("y") and len(codec.pack_id("y")) == 16
     with pytest.raises(StoreDamaged, match="not the record of an id"):

@@ -11,7 +11,9 @@ import pytest
 import scoremean
 
 PACKAGE = Path(scoremean.__file__).parent
-LINE = """errors model codec settings store.base store.lmdb store writer validation handlers app cli __main__""".split()
+LINE = (
+    "errors model codec settings store.base store.lmdb store writer validation handlers app transfer cli __main__".split()
+)
 
 
 def modules() -> dict[str, Path]:

@@ -294,7 +294,7 @@ def test_a_commit_that_does_not_fit_keeps_no_id(tmp_path):
         (codec.MEANS_TABLE, b"\n", codec.pack_tally(0, 1), "control characters"),
         (codec.MEANS_TABLE, b"\xff", codec.pack_tally(0, 1), "is not UTF-8"),
         (codec.IDS_TABLES[0], bytes(16), codec.pack_tally(7, 3), "ids-0, key 00000000000000000000000000000000: the bytes"),
-        (codec.IDS_TABLES[1], bytes(16), b"\x96\xa0\x01\x01\x01\xc2\x00", "it has 0"),
+        (codec.IDS_TABLES[1], bytes(16), b"\x97\xa0\x01\x01\x01\x01\xc2\x00", "it has 0"),
         (codec.META_TABLE, codec.TOTAL_KEY, codec.pack_tally(7, 3), "the total kept is Tally(sum=7, count=3)"),
     ],
 )

@@ -12,12 +12,12 @@ from concurrent.futures import Future
 from typing import Protocol, Self
 
 from scoremean.errors import RequestError
-from scoremean.model import Batch, Forget, Page, Score, Stats, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void, Voided
 
-# What a commit is made of, and what becomes of each: a Score gives a Tally (a Replay when its id was seen before), a Void gives
-# a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be refused by
-# what the store holds, with an error of the client's that counted nothing.
-Change = Score | Void | Forget | Batch
+# What a commit is made of, and what becomes of each: a Score or an Add gives a Tally (a Replay when its id was seen before), a
+# Void gives a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be
+# refused by what the store holds, with an error of the client's that counted nothing.
+Change = Score | Add | Void | Forget | Batch
 Outcome = Tally | Voided | RequestError | list[Tally | RequestError]
 
 

@@ -44,7 +44,7 @@ from scoremean.errors import (
     UnknownId,
     UnknownUUID,
 )
-from scoremean.model import Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, require_uuid
+from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, require_uuid
 from scoremean.store.base import Change, Outcome, Store
 
 SIZE_MAX_BYTES = 64 << 30
@@ -133,6 +133,12 @@ class LmdbStore(Store):
                 tallies.append((codec.unpack_uuid(key), codec.unpack_tally(value)))
         return Page(tallies, None)
 
+    def tallies(self) -> Iterator[tuple[str, Tally]]:
+        """Yield every UUID with its tally, in order, all as of one commit. Meanwhile the pages seen are not used again."""
+        with self._snapshot() as txn:
+            for key, value in txn.cursor(self._means):
+                yield codec.unpack_uuid(key), codec.unpack_tally(value)
+
     def stats(self) -> Stats:
         """Return what the store holds, as of the last commit; all but the sizes cost the same however much it is."""
         with self._snapshot() as txn:
@@ -166,7 +172,7 @@ class LmdbStore(Store):
                             codec.unpack_number(value)
                         else:
                             record = codec.unpack_id_record(value)
-                            Score(record.uuid, record.score)
+                            Add(record.uuid, record.added)
                     except (StoreDamaged, InvalidScore) as error:
                         damages.append(f"{name.decode()}, key {key.hex()}: {error}")
         if summed != total:
@@ -279,9 +285,9 @@ class _Commit:
 
     def count(self, changes: Sequence[Change]) -> list[Outcome]:
         """Apply every change in order and return the outcome of each."""
-        apply = {Void: self._void, Forget: self._forget, Batch: self._batch}
+        apply = {Add: self._count, Void: self._void, Forget: self._forget, Batch: self._batch}
         outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
-        for uuid, tally in self._tallies.items():
+        for uuid, tally in sorted(self._tallies.items()):  # by key, as it goes into the tree
             key = codec.pack_uuid(uuid)
             if tally.count:
                 self._txn.put(key, codec.pack_tally(tally.sum, tally.count), db=self._means)
@@ -294,11 +300,16 @@ class _Commit:
     def _score(self, score: Score) -> Tally | RequestError:
         if score.id is None:
             return self._add(score.uuid, Tally(score.score, 1))
-        key = codec.pack_id(score.id)
+        return self._count(_as_add(score))
+
+    def _count(self, add: Add) -> Tally | RequestError:
+        if add.id is None:
+            return self._add(add.uuid, add.tally)
+        key = codec.pack_id(add.id)
         if (found := self._find(key)) is not None:
-            return _again(score, found[0])
-        tally = self._add(score.uuid, Tally(score.score, 1))
-        record = IdRecord(score.uuid, score.score, tally, self._epoch_of(score.uuid))
+            return _again(add, found[0])
+        tally = self._add(add.uuid, add.tally)
+        record = IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid))
         self._txn.put(key, codec.pack_id_record(record), db=self._ids[0])
         return tally
 
@@ -315,9 +326,9 @@ class _Commit:
                 continue
             if (record := new.get(score.id)) is None:
                 found = self._find(codec.pack_id(score.id))
-                record = found[0] if found else IdRecord(score.uuid, score.score, Tally(0, 0))
+                record = found[0] if found else IdRecord(score.uuid, Tally(score.score, 1), Tally(0, 0))
                 new[score.id] = record
-            if isinstance(outcome := _again(score, record), RequestError):
+            if isinstance(outcome := _again(_as_add(score), record), RequestError):
                 yield Fault(f"/{index}/id", outcome.detail)
 
     def _void(self, void: Void) -> Outcome:
@@ -329,7 +340,7 @@ class _Commit:
         if record.voided:
             return Voided(record.uuid, self._tally(record.uuid))
         self._txn.put(key, codec.pack_id_record(replace(record, voided=True)), db=table)
-        return Voided(record.uuid, self._add(record.uuid, Tally(-record.score, -1)))
+        return Voided(record.uuid, self._add(record.uuid, Tally(0, 0) - record.added))
 
     def _forget(self, forget: Forget) -> Outcome:
         tally = self._tally(forget.uuid)
@@ -370,12 +381,16 @@ class _Commit:
         return None
 
 
-def _again(score: Score, record: IdRecord) -> Replay | RequestError:
-    """Return the outcome of a score whose id was seen before."""
-    if (record.uuid, record.score) != (score.uuid, score.score):
-        return IdConflict(f"the id {score.id} was used before, for another UUID or score; give each score an id of its own")
+def _as_add(score: Score) -> Add:
+    return Add(score.uuid, Tally(score.score, 1), score.id)
+
+
+def _again(add: Add, record: IdRecord) -> Replay | RequestError:
+    """Return the outcome of a score, or tally, whose id was seen before."""
+    if (record.uuid, record.added) != (add.uuid, add.tally):
+        return IdConflict(f"the id {add.id} was used before, for another UUID or score; give each score an id of its own")
     if record.voided:
-        return IdVoided(f"the score with the id {score.id} was voided; post a new score with a new id")
+        return IdVoided(f"the score with the id {add.id} was voided; post a new score with a new id")
     return Replay(record.first.sum, record.first.count)
 
 
