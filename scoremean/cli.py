@@ -13,12 +13,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import msgspec
 
 from scoremean.app import serve
-from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreError
-from scoremean.model import Mean
+from scoremean.client import Client
+from scoremean.errors import ListenError, RequestError, ScoremeanError, SettingError, StoreError
+from scoremean.model import Mean, Score
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve
 from scoremean.store import open_store
 from scoremean.transfer import Columns, Importer, export
@@ -63,9 +65,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_import(verbs) -> None:
     settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours"]
-    verb = _add_verb(verbs, "import", _import, "count the scores of files in a store that is not served", settings)
+    text = "count the scores of files, in a store that is not served or through a service"
+    verb = _add_verb(verbs, "import", _import, text, settings)
     text = "NDJSON, or CSV with a header; plain or gzip; - is standard input"
     verb.add_argument("files", nargs="+", metavar="FILE", help=text)
+    verb.add_argument("--url", metavar="URL", help="count them in the service at this address, and in no store here")
     verb.add_argument("--tallies", action="store_true", help="the files hold tallies, as export writes them: merge them")
     verb.add_argument("--no-ids", action="store_true", help="faster; but a second run counts everything twice")
     verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line [stop]")
@@ -105,8 +109,10 @@ def _stats(_: argparse.Namespace, settings: Settings) -> int:
 
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
+    if options.url is not None and (options.tallies or options.no_ids):
+        raise SettingError("--url takes scores with ids: neither --tallies nor --no-ids goes with it")
     decoder = ScoreDecoder(settings.score_min, settings.score_max, sys.maxsize)
-    with open_store(settings.store, **_store_options(settings)) as store:
+    with open_store(settings.store, **_store_options(settings)) if options.url is None else Served(options.url) as store:
         progress = ProgressBar()
         importer = Importer(
             store,
@@ -146,6 +152,29 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
         except OSError as error:
             return _complain(f"cannot write {options.output}: {error.strerror}", FAILED)
     return OK
+
+
+class Served:
+    """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
+
+    def __init__(self, url: str):
+        self._client = Client(url)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        self._runner.run(self._client.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.__aexit__())
+        self._runner.close()
+
+    def commit(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
+        """Return one result a score, once all are durable; sent again, with the same ids, until they are answered."""
+        return self._runner.run(self._post(scores))
+
+    async def _post(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
+        return [result async for result in self._client.post_many(scores, skip=True)]
 
 
 class ProgressBar:

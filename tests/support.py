@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,6 +19,8 @@ from scoremean import Batch, Forget, Replay, Score, Tally, Void, Voided, open_st
 from scoremean.errors import IdConflict, IdVoided, InvalidBatch, RequestError, UnknownId, UnknownUUID
 from scoremean.store.base import Change, Outcome
 
+# The long form of the random walks, at least 10,000 steps each; docs/contributing.md has the command.
+LONG = bool(os.environ.get("SCOREMEAN_LONG"))
 INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 
 import aiohttp
 import msgspec
@@ -17,7 +18,7 @@ from scoremean.model import Batch, Forget, Score, Tally, Void, Voided
 from scoremean.settings import Settings
 from scoremean.store.lmdb import LmdbStore
 from scoremean.validation import JSON, MSGPACK, NDJSON
-from tests.support import Oracle, post
+from tests.support import LONG, Oracle, assert_sound, post
 from tests.test_store_lmdb import CHANGES
 
 SCORES = [{"UUID": "a", "score": 5}, {"UUID": "b", "score": 1}, {"UUID": "a", "score": 3, "id": "k"}]
@@ -192,13 +193,12 @@ async def test_a_uuid_is_forgotten(client, store):
 class HttpMachine(RuleBasedStateMachine):
     """Random changes over HTTP, with restarts of the service, against the oracle."""
 
-    directory: str
-
     def __init__(self):
         super().__init__()
+        self._directory = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with  # teardown ends it
         self._runner = asyncio.Runner()
         self._oracle = Oracle()
-        self._store = LmdbStore(HttpMachine.directory / str(id(self)))
+        self._store = LmdbStore(self._directory.name)
         self._runner.run(self._start())
 
     async def _start(self) -> None:
@@ -241,12 +241,8 @@ class HttpMachine(RuleBasedStateMachine):
         self._runner.run(self._service.stop())
         self._runner.close()
         self._store.close()
-
-
-@pytest.fixture(name="machine_directory", autouse=True)
-def fixture_machine_directory(tmp_path) -> None:
-    """Where the stores of HttpMachine go."""
-    HttpMachine.directory = tmp_path
+        assert_sound(self._store.path)
+        self._directory.cleanup()
 
 
 def request_of(change) -> tuple[str, str, object]:
@@ -301,4 +297,4 @@ class AnyProblem:
 
 
 TestHttpMachine = HttpMachine.TestCase
-TestHttpMachine.settings = hypothesis_settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestHttpMachine.settings = hypothesis_settings(max_examples=700 if LONG else 15, stateful_step_count=15, deadline=None)

@@ -29,7 +29,7 @@ from scoremean.errors import (
 from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store.lmdb import LmdbStore
 from tests.store_contract import StoreContract
-from tests.support import Oracle, assert_sound, plain, scores_of
+from tests.support import LONG, Oracle, assert_sound, plain, scores_of
 
 UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
 IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
@@ -100,7 +100,7 @@ class LmdbMachine(RuleBasedStateMachine):
 
 
 TestMachine = LmdbMachine.TestCase
-TestMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestMachine.settings = settings(max_examples=500 if LONG else 25, stateful_step_count=20, deadline=None)
 
 
 def test_a_store_is_private_to_its_owner(store):

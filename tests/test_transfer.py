@@ -63,6 +63,19 @@ def test_a_second_run_counts_nothing(run, tmp_path, data):
     assert contents(tmp_path / "store") == EXPECTED
 
 
+def test_a_file_goes_through_a_running_service(run, tmp_path):
+    """Twice, and it counts once; what the service refuses is a bad line."""
+    (tmp_path / "file").write_bytes(LINES + b'\n{"UUID":"a","score":2,"id":"own"}')
+    with Server(tmp_path / "served") as server:
+        for _ in range(2):
+            code, report, messages = run("import", tmp_path / "file", "--url", server.url, "--on-error", "skip")
+            assert (code, report) == (0, {"counted": 3, "replayed": 0, "skipped": 1})
+            assert "file:5: the id own was used before" in messages
+        assert contents(tmp_path / "served") == EXPECTED
+    code, _, messages = run("import", tmp_path / "file", "--url", server.url, "--tallies")
+    assert (code, "--url takes scores with ids" in messages) == (2, True)
+
+
 def test_standard_input(tmp_path):
     """As a file named -."""
     command = [sys.executable, "-m", "scoremean", "import", "-", "--store", str(tmp_path)]
