@@ -114,16 +114,18 @@ class Handlers:
     async def _post_batch(self, request: web.Request, kind: str, body: bytes, skip: bool) -> web.Response:
         if "Idempotency-Key" in request.headers:
             raise InvalidId("the header Idempotency-Key is for a single score; give each score of a batch a member id")
-        items = await _off_loop(self.decoder.decode_batch, body, kind)
+        items, batch = await _off_loop(self._decode_batch, body, kind, skip)
+        outcomes = await self.writer.post(batch)
+        # The answer is about as large as the body: where that goes to a thread, this does too.
+        response = await _off_loop(_batch_response, body, items, outcomes, kind)
+        return _replayed(response, outcomes)
+
+    def _decode_batch(self, body: bytes, kind: str, skip: bool) -> tuple[list[Item], Batch]:
+        items = self.decoder.decode_batch(body, kind)
         scores = [item for item in items if not isinstance(item, InvalidScore)]
         if len(scores) < len(items) and not skip:
             raise _all_faults(items)
-        outcomes = await self.writer.post(Batch(scores, skip))
-        left = iter(outcomes)
-        results = [
-            _result(item, item if isinstance(item, InvalidScore) else next(left), index) for index, item in enumerate(items)
-        ]
-        return _replayed(respond(results, content_type=kind), outcomes)
+        return items, Batch(scores, skip)
 
     async def void_score(self, request: web.Request) -> web.Response:
         """Take the score with the id in the path out of its tally and answer what is left, once that is durable."""
@@ -188,15 +190,25 @@ class Handlers:
             raise RequestTimeout(f"the body did not arrive within {self.body_timeout_seconds} seconds") from None
 
 
-async def _off_loop(decode: Callable[..., _Result], body: bytes, *rest: object) -> _Result:
-    """Return `decode(body, *rest)`, run in a thread if the body is large, so that other requests go on meanwhile."""
+async def _off_loop(work: Callable[..., _Result], body: bytes, *rest: object) -> _Result:
+    """Return `work(body, *rest)`, run in a thread if the body is large, so that other requests go on meanwhile."""
     if len(body) <= INLINE_MAX_BYTES:
-        return decode(body, *rest)
-    return await asyncio.to_thread(decode, body, *rest)
+        return work(body, *rest)
+    return await asyncio.to_thread(work, body, *rest)
 
 
 def _mean(uuid: str, tally: Tally) -> Mean:
     return Mean(uuid, tally.mean if tally.count else None, tally.sum, tally.count)
+
+
+def _batch_response(
+    _: bytes, items: Sequence[Item], outcomes: Sequence[Tally | RequestError], kind: str
+) -> web.Response:
+    left = iter(outcomes)
+    results = [
+        _result(item, item if isinstance(item, InvalidScore) else next(left), index) for index, item in enumerate(items)
+    ]
+    return respond(results, content_type=kind)
 
 
 def _result(item: Item, outcome: Tally | RequestError, index: int) -> Mean | dict[str, Any]:
