@@ -48,6 +48,9 @@ class Service:
         settings: where to listen, and the limits.
         store: an open Store. The Service does not close it.
         version: what /stats tells.
+
+    Attributes:
+        url: the address that it listens on, once started; also after it was stopped.
     """
 
     def __init__(self, settings: Settings, store: Store, version: str):
@@ -56,12 +59,7 @@ class Service:
         self._version = version
         self._writer: Writer
         self._runner: _Runner
-
-    @property
-    def url(self) -> str:
-        """The address that it listens on, once started."""
-        host, port = self._runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.url = ""
 
     @property
     def failed(self) -> asyncio.Future[BaseException]:
@@ -93,6 +91,8 @@ class Service:
         except OSError as error:
             await self._runner.cleanup()
             raise ListenError(f"cannot listen on {settings.host} port {settings.port}: {os.strerror(error.errno)}") from error
+        host, port = self._runner.addresses[0][:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def stop(self) -> None:
         """Listen no more, answer what is under way, and return when every score taken is durable."""
