@@ -297,4 +297,4 @@ class AnyProblem:
 
 
 TestHttpMachine = HttpMachine.TestCase
-TestHttpMachine.settings = hypothesis_settings(max_examples=700 if LONG else 15, stateful_step_count=15, deadline=None)
+TestHttpMachine.settings = hypothesis_settings(max_examples=1400 if LONG else 15, stateful_step_count=15, deadline=None)

@@ -100,7 +100,7 @@ class LmdbMachine(RuleBasedStateMachine):
 
 
 TestMachine = LmdbMachine.TestCase
-TestMachine.settings = settings(max_examples=500 if LONG else 25, stateful_step_count=20, deadline=None)
+TestMachine.settings = settings(max_examples=1000 if LONG else 25, stateful_step_count=20, deadline=None)
 
 
 def test_a_store_is_private_to_its_owner(store):
