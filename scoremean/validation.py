@@ -127,7 +127,7 @@ class ScoreDecoder:
 
     def decode_msgpack(self, body: bytes) -> Score:
         """Return the one Score in `body`, a MessagePack map. Raises as `decode` does."""
-        item = self._item(_reread_msgpack(body), "")
+        item = self.item(_reread_msgpack(body))
         if isinstance(item, InvalidScore):
             raise item
         return item
@@ -144,14 +144,10 @@ class ScoreDecoder:
         try:
             items: list[Item] = self._batch_decoders[kind](body)
         except ValueError as error:
-            items = [self._item(value, f"/{index}") for index, value in enumerate(self._elements(body, kind, error))]
+            items = [self.item(value, f"/{index}") for index, value in enumerate(self._elements(body, kind, error))]
         if len(items) > self._batch_max_scores:
             raise BodyTooLarge(f"the batch has {len(items)} scores; send at most batch_max_scores, {self._batch_max_scores}")
         return items
-
-    def item(self, value: Any) -> Item:
-        """Return the Score that a decoded value is, or an InvalidScore with a fault for each member that is wrong."""
-        return self._item(value, "")
 
     def _elements(self, body: bytes, kind: str, error: ValueError) -> Iterator[Any]:
         """Yield the values that stand where the scores of a batch should."""
@@ -163,7 +159,11 @@ class ScoreDecoder:
             raise InvalidBatch(f"a batch is an array of scores, not {_shown(values)}")
         yield from values
 
-    def _item(self, value: Any, at: str) -> Item:
+    def item(self, value: Any, at: str = "") -> Item:
+        """Return the Score that a decoded value is, or an InvalidScore with a fault for each member that is wrong.
+
+        `at` is the pointer to the value, which stands in front of those of its members.
+        """
         if isinstance(value, MalformedRequest):
             return InvalidScore(str(value), (Fault(at, str(value)),))
         try:

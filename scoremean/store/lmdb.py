@@ -19,7 +19,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -166,15 +166,7 @@ class LmdbStore(Store):
                     damages.append(f"means, key {key!r}: {tally} was not written by scoremean")
             total = self._total(txn)
             for name, table in zip(codec.IDS_TABLES, self._ids):
-                for key, value in txn.cursor(table):
-                    try:
-                        if codec.is_forgotten_key(key):
-                            codec.unpack_number(value)
-                        else:
-                            record = codec.unpack_id_record(value)
-                            Add(record.uuid, record.added)
-                    except (StoreDamaged, InvalidScore) as error:
-                        damages.append(f"{name.decode()}, key {key.hex()}: {error}")
+                damages += _check_ids(name.decode(), txn.cursor(table))
         if summed != total:
             damages.append(f"the tallies add up to {summed}, but the total kept is {total}")
         return damages
@@ -458,6 +450,19 @@ def _fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_ids(name: str, records: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
+    """Yield a sentence for each damage in a table of ids."""
+    for key, value in records:
+        try:
+            if codec.is_forgotten_key(key):
+                codec.unpack_number(value)
+            else:
+                record = codec.unpack_id_record(value)
+                Add(record.uuid, record.added)
+        except (StoreDamaged, InvalidScore) as error:
+            yield f"{name}, key {key.hex()}: {error}"
 
 
 def _items_after(cursor: lmdb.Cursor, after: str | None) -> Iterator[tuple[bytes, bytes]]:
