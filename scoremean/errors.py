@@ -101,11 +101,15 @@ class UnknownId(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The path exists, but not with this method; the Allow header lists those it has."""
+    """The path exists, but not with this method; `allowed`, the value of the Allow header, lists those it has."""
 
     status = 405
     slug = "method-not-allowed"
     title = "Method not allowed"
+
+    def __init__(self, message: str, allowed: str = ""):
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class RequestTimeout(RequestError):

@@ -1,6 +1,6 @@
 """One short function per route: read the request, call the Writer or the Store, shape the answer.
 
-Every refusal is raised as a ScoremeanError; app turns it into a problem.
+Every refusal is raised as a ScoremeanError; the server turns it into a problem.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
-from aiohttp import web
+from aiohttp.web import BaseRequest
 
 from scoremean.errors import (
     InvalidBatch,
@@ -20,12 +20,11 @@ from scoremean.errors import (
     InvalidScore,
     MalformedRequest,
     RequestError,
-    RequestTimeout,
-    ScoremeanError,
     Stopping,
     UnknownUUID,
 )
 from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
+from scoremean.server import Response, Route, describe, read_body, respond
 from scoremean.store.base import Store
 from scoremean.validation import (
     JSON,
@@ -45,33 +44,7 @@ from scoremean.writer import Writer
 # A body up to this size is decoded on the event loop in well under a millisecond; a larger one goes to a thread.
 INLINE_MAX_BYTES = 32 << 10
 
-_encode = msgspec.json.Encoder().encode
-_encoders: dict[str, Callable[[Any], bytes]] = {
-    JSON: _encode,
-    NDJSON: msgspec.json.Encoder().encode_lines,
-    MSGPACK: msgspec.msgpack.Encoder().encode,
-}
 _Result = TypeVar("_Result")
-
-
-def respond(value: object, *, status: int = 200, content_type: str = JSON) -> web.Response:
-    """Return a response with `value`, encoded as `content_type`. The Server header names the program, not its version."""
-    body = _encoders.get(content_type, _encode)(value)
-    return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": "scoremean"})
-
-
-def describe(error: ScoremeanError) -> dict[str, Any]:
-    """Return the members of the problem (RFC 9457) that `error` is."""
-    problem: dict[str, Any] = {
-        "type": f"urn:scoremean:{error.slug}",
-        "title": error.title,
-        "status": error.status,
-        # A path or a member's name that a client sent may hold what UTF-8 cannot encode.
-        "detail": error.detail.encode(errors="backslashreplace").decode(),
-    }
-    if isinstance(error, InvalidScore) and error.faults:
-        problem["errors"] = [fault._asdict() for fault in error.faults]
-    return problem
 
 
 @dataclass(frozen=True)
@@ -82,27 +55,28 @@ class Handlers:
     writer: Writer
     decoder: ScoreDecoder
     version: str
+    body_max_bytes: int
     body_timeout_seconds: int
     batch_max_scores: int
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[Route]:
         """Return the route table."""
         return [
-            web.post("/scores", self.post_scores),
-            web.delete("/scores/{id:(?s:.*)}", self.void_score),
-            web.get("/means", self.list_means),
-            web.post("/means/query", self.query_means),
-            web.get("/means/{UUID:(?s:.*)}", self.get_mean),
-            web.delete("/means/{UUID:(?s:.*)}", self.forget_mean),
-            web.get("/stats", self.get_stats),
-            web.get("/livez", self.get_livez),
-            web.get("/readyz", self.get_readyz),
+            Route("POST", "/scores", self.post_scores),
+            Route("DELETE", "/scores/{id}", self.void_score),
+            Route("GET", "/means", self.list_means),
+            Route("POST", "/means/query", self.query_means),
+            Route("GET", "/means/{UUID}", self.get_mean),
+            Route("DELETE", "/means/{UUID}", self.forget_mean),
+            Route("GET", "/stats", self.get_stats),
+            Route("GET", "/livez", self.get_livez),
+            Route("GET", "/readyz", self.get_readyz),
         ]
 
-    async def post_scores(self, request: web.Request) -> web.Response:
+    async def post_scores(self, request: BaseRequest) -> Response:
         """Count one score, or a batch of them, and answer each mean right after it, once all are durable."""
-        kind = media_type(request.headers, tuple(_encoders))
-        skip = decode_on_error(request.query) if request.query_string else False
+        kind = media_type(request.headers, (JSON, NDJSON, MSGPACK))
+        skip = decode_on_error(request.query) if request.rel_url.raw_query_string else False
         body = await self._read_body(request)
         if is_batch(body, kind):
             return await self._post_batch(request, kind, body, skip)
@@ -111,7 +85,7 @@ class Handlers:
         tally = await self.writer.post(score)
         return _replayed(respond(Mean(score.uuid, tally.mean), content_type=kind), [tally])
 
-    async def _post_batch(self, request: web.Request, kind: str, body: bytes, skip: bool) -> web.Response:
+    async def _post_batch(self, request: BaseRequest, kind: str, body: bytes, skip: bool) -> Response:
         if "Idempotency-Key" in request.headers:
             raise InvalidId("the header Idempotency-Key is for a single score; give each score of a batch a member id")
         items, batch = await _off_loop(self._decode_batch, body, kind, skip)
@@ -127,12 +101,12 @@ class Handlers:
             raise _all_faults(items)
         return items, Batch(scores, skip)
 
-    async def void_score(self, request: web.Request) -> web.Response:
+    async def void_score(self, request: BaseRequest) -> Response:
         """Take the score with the id in the path out of its tally and answer what is left, once that is durable."""
         voided = await self.writer.post(Void(_text_in_path(request, require_id)))
         return respond(_mean(voided.uuid, voided.tally))
 
-    async def get_mean(self, request: web.Request) -> web.Response:
+    async def get_mean(self, request: BaseRequest) -> Response:
         """Answer the mean of the UUID in the path, with its sum and count."""
         uuid = _text_in_path(request, require_uuid)
         [tally] = self.store.get([uuid])
@@ -140,17 +114,17 @@ class Handlers:
             raise UnknownUUID(f"no score was counted for the UUID {uuid}")
         etag = f'"{tally.sum}-{tally.count}"'
         if _matches(etag, request.headers.get("If-None-Match")):
-            return web.Response(status=304, headers={"ETag": etag, "Server": "scoremean"})
+            return Response(None, status=304, headers={"ETag": etag})
         response = respond(_mean(uuid, tally))
         response.headers["ETag"] = etag
         return response
 
-    async def forget_mean(self, request: web.Request) -> web.Response:
+    async def forget_mean(self, request: BaseRequest) -> Response:
         """Forget the UUID in the path and answer what it had, once that is durable."""
         uuid = _text_in_path(request, require_uuid)
         return respond(_mean(uuid, await self.writer.post(Forget(uuid))))
 
-    async def list_means(self, request: web.Request) -> web.Response:
+    async def list_means(self, request: BaseRequest) -> Response:
         """Answer a page of means in the order of UUIDs, with a Link to the next one."""
         after, limit = decode_page(request.query)
         page = self.store.scan(after, limit)
@@ -159,35 +133,29 @@ class Handlers:
             response.headers["Link"] = f'</means?after={quote(page.after, safe="")}&limit={limit}>; rel="next"'
         return response
 
-    async def query_means(self, request: web.Request) -> web.Response:
+    async def query_means(self, request: BaseRequest) -> Response:
         """Answer the means of the UUIDs in the body, in their order, null for one without a score."""
         media_type(request.headers, (JSON,))
         uuids = await _off_loop(decode_uuids, await self._read_body(request), self.batch_max_scores)
         tallies = await asyncio.to_thread(self.store.get, uuids)
         return respond([tally and _mean(uuid, tally) for uuid, tally in zip(uuids, tallies)])
 
-    async def get_stats(self, _: web.Request) -> web.Response:
+    async def get_stats(self, _: BaseRequest) -> Response:
         """Answer what the store holds."""
         return respond({"version": self.version, **msgspec.to_builtins(self.store.stats())})
 
-    async def get_livez(self, _: web.Request) -> web.Response:
+    async def get_livez(self, _: BaseRequest) -> Response:
         """Answer 200 as long as the process can answer at all."""
         return respond({"status": "live"})
 
-    async def get_readyz(self, _: web.Request) -> web.Response:
+    async def get_readyz(self, _: BaseRequest) -> Response:
         """Answer 200 while scores are taken, 503 from the moment they are not."""
         if not self.writer.accepting:
             raise Stopping("the service is stopping")
         return respond({"status": "ready"})
 
-    async def _read_body(self, request: web.Request) -> bytes:
-        if request.content.is_eof():  # it came with the headers, as nearly all do: no timer needed
-            return await request.read()
-        try:
-            async with asyncio.timeout(self.body_timeout_seconds):
-                return await request.read()
-        except TimeoutError:
-            raise RequestTimeout(f"the body did not arrive within {self.body_timeout_seconds} seconds") from None
+    async def _read_body(self, request: BaseRequest) -> bytes:
+        return await read_body(request, self.body_max_bytes, self.body_timeout_seconds)
 
 
 async def _off_loop(work: Callable[..., _Result], body: bytes, *rest: object) -> _Result:
@@ -203,7 +171,7 @@ def _mean(uuid: str, tally: Tally) -> Mean:
 
 def _batch_response(
     _: bytes, items: Sequence[Item], outcomes: Sequence[Tally | RequestError], kind: str
-) -> web.Response:
+) -> Response:
     left = iter(outcomes)
     results = [
         _result(item, item if isinstance(item, InvalidScore) else next(left), index) for index, item in enumerate(items)
@@ -220,7 +188,7 @@ def _result(item: Item, outcome: Tally | RequestError, index: int) -> Mean | dic
     return problem
 
 
-def _replayed(response: web.Response, outcomes: Sequence[Tally | RequestError]) -> web.Response:
+def _replayed(response: Response, outcomes: Sequence[Tally | RequestError]) -> Response:
     """Return `response`, marked if every score in it was counted by an earlier request."""
     if outcomes and all(isinstance(outcome, Replay) for outcome in outcomes):
         response.headers["Idempotency-Replayed"] = "true"
@@ -240,7 +208,7 @@ def _matches(etag: str, header: str | None) -> bool:
     return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
-def _text_in_path(request: web.Request, require: Callable[[str], str]) -> str:
+def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
     """Return what the path has behind its first segment.
 
     From the raw path: only there a slash and its %2F, or a dot, are as they were sent.

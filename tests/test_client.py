@@ -25,8 +25,8 @@ from scoremean import errors
 from scoremean.app import Service
 from scoremean.client import Client
 from scoremean.errors import Fault, InvalidScore, ScoremeanError, Unavailable
-from scoremean.handlers import describe
 from scoremean.model import Mean, Score, Tally
+from scoremean.server import describe
 from scoremean.settings import Settings
 from tests.test_docs import error_classes
 
