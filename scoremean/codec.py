@@ -6,10 +6,13 @@ Format 1:
     means         the UUID, UTF-8        msgpack [sum, count]
     ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, 1, sum, count, voided, epoch]: what was added, first answer
                   0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs
+    journal-0, -1 record number, 8 bytes msgpack [sum, count, [UUID, sum, count, UUID, ...]]: over all UUIDs, then new tallies
     meta          "format"               msgpack 1
-    meta          "total"                msgpack [sum, count] over all UUIDs
     meta          "epoch"                msgpack integer: how many times a UUID was forgotten
     meta          "generation"           msgpack [n, since]: new ids go to the table ids-n, since that Unix time in seconds
+
+What a UUID's tally is, the newest record of the journal that names it says, unless with a count of 0, and otherwise `means`.
+Record numbers go up by one, big-endian, over both tables; all records of the one are newer than all of the other.
 
 UTF-8 keeps the order of code points, so LMDB's order of keys is the order of UUIDs. msgpack writes an integer in as few
 bytes as it fits: a tally of small scores takes 3 to 7 bytes. An id is hashed to a key of one size, so that a long id costs no
@@ -18,6 +21,7 @@ more than a short one; two ids of the same 128-bit hash are not to be expected b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 
 import msgpack
@@ -30,8 +34,8 @@ FORMAT = 1
 
 MEANS_TABLE = b"means"
 META_TABLE = b"meta"
+JOURNAL_TABLES = (b"journal-0", b"journal-1")
 FORMAT_KEY = b"format"
-TOTAL_KEY = b"total"
 IDS_TABLES = (b"ids-0", b"ids-1")
 GENERATION_KEY = b"generation"
 EPOCH_KEY = b"epoch"
@@ -83,6 +87,34 @@ def unpack_tally(value: bytes) -> Tally:
         case [int() as total, int() as count]:
             return Tally(total, count)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a tally")
+
+
+def pack_record_number(number: int) -> bytes:
+    """Return the key of a journal record, 8 bytes."""
+    return number.to_bytes(8, "big")
+
+
+def unpack_record_number(key: bytes) -> int:
+    """Return the number of a journal record."""
+    return int.from_bytes(key, "big")
+
+
+def pack_record(tallies: Mapping[str, Tally], total: Tally) -> bytes:
+    """Return the bytes of a journal record: the new tallies of a commit, and the tally over all UUIDs after it."""
+    flat: list[str | int] = []
+    for uuid, tally in tallies.items():
+        flat += (uuid, tally.sum, tally.count)
+    return msgpack.packb((total.sum, total.count, flat))
+
+
+def unpack_record(value: bytes) -> tuple[dict[str, Tally], Tally]:
+    """Return the tallies of a journal record and the one over all UUIDs. Raises StoreDamaged when the bytes are not one."""
+    match _unpack(value):
+        case [int() as total, int() as count, list() as flat] if len(flat) % 3 == 0:
+            uuids, sums, counts = flat[::3], flat[1::3], flat[2::3]
+            if set(map(type, uuids)) <= {str} and set(map(type, sums + counts)) <= {int}:
+                return dict(zip(uuids, map(Tally, sums, counts))), Tally(total, count)
+    raise StoreDamaged(f"the {len(value)} bytes {bytes(value[:32]).hex()}... are not a record of the journal")
 
 
 def pack_id(name: str) -> bytes:

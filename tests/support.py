@@ -23,18 +23,36 @@ from scoremean.store.base import Change, Outcome
 LONG = bool(os.environ.get("SCOREMEAN_LONG"))
 INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
 
+# Under these limits of scoremean.store.journal a few commits fill the journal, and every slice of a fold is as short as can be.
+SMALL_JOURNAL = {
+    "FOLD_AT_ENTRIES": 8,
+    "BATCH_MAX_ENTRIES": 4,
+    "FOLD_SLICE_UUIDS": 1,
+    "SORT_SLICE_UUIDS": 2,
+    "DROP_SLICE_RECORDS": 2,
+}
+_SERVE_SMALL = (
+    f"import sys; from scoremean import cli; from scoremean.store import journal; vars(journal).update({SMALL_JOURNAL});"
+    " sys.exit(cli.main())"
+)
+
 
 class Server:
-    """`scoremean serve` in a process of its own, on a free port. Started on entry, ended by force on exit."""
+    """`scoremean serve` in a process of its own, on a free port. Started on entry, ended by force on exit.
 
-    def __init__(self, store: Path, *flags: str):
+    Args:
+        small_journal: run it with SMALL_JOURNAL.
+    """
+
+    def __init__(self, store: Path, *flags: str, small_journal: bool = False):
         self.store = store
+        self._program = ["-c", _SERVE_SMALL] if small_journal else ["-m", "scoremean"]
         self._flags = flags
         self._process: subprocess.Popen[str]
         self.url = ""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "scoremean", "serve", "--store", str(self.store), "--port", "0", *self._flags]
+        command = [sys.executable, *self._program, "serve", "--store", str(self.store), "--port", "0", *self._flags]
         self._process = subprocess.Popen(  # pylint: disable=consider-using-with  # __exit__ ends it
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -59,6 +59,19 @@ def test_the_record_of_an_id_comes_back():
         codec.unpack_id_record(codec.pack_tally(1, 1))
 
 
+def test_a_record_of_the_journal_comes_back():
+    """And nothing else is one."""
+    tallies, total = {"a1-b1": Tally(12, 3), "b": Tally(0, 0)}, Tally(12, 3)
+    assert codec.pack_record(tallies, total).hex() == "930c0396a561312d62310c03a1620000"
+    assert codec.unpack_record(codec.pack_record(tallies, total)) == (tallies, total)
+    assert codec.unpack_record(codec.pack_record({}, total)) == ({}, total)
+    assert codec.unpack_record_number(codec.pack_record_number(258)) == 258
+    assert codec.pack_record_number(255) < codec.pack_record_number(256)
+    for other in (b"\x92\x01\x01", b"\x93\x01\x01\x91\xa1a", b"\x93\x01\x01\x93\x01\x01\x01", b"\x93\x01\x01\x93\xa1a\xa1a\x01"):
+        with pytest.raises(StoreDamaged, match="not a record of the journal"):
+            codec.unpack_record(other)
+
+
 def test_a_generation_comes_back():
     """And nothing else is one."""
     generation = codec.Generation(1, 1_700_000_000)

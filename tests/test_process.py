@@ -59,16 +59,17 @@ def expected(count: int) -> Tally:
     return Tally(sum(n % 6 for n in range(1, count + 1)), count)
 
 
-def test_sigkill_under_load_loses_no_acknowledged_score(tmp_path):
-    """Three times on the same store: each client's tally is what it was told, or that and the one that was under way."""
+@pytest.mark.parametrize("small_journal", [False, True])
+def test_sigkill_under_load_loses_no_acknowledged_score(tmp_path, small_journal):
+    """Each client's tally is what it was told, or that and the one under way; also with a fold in nearly every commit."""
     for round_number in range(3):
         path = tmp_path / str(round_number)
         load = Load()
-        with Server(path) as server:
+        with Server(path, small_journal=small_journal) as server:
             asyncio.run(load.run(server.url, 300 * (round_number + 1), server.kill))
             assert server.wait()[0] == -9
         assert_sound(path)
-        with Server(path) as server, open_store(path, readonly=True) as store:
+        with Server(path, small_journal=small_journal) as server, open_store(path, readonly=True) as store:
             for uuid, answered in load.answered.items():
                 [tally] = store.get([uuid])
                 assert tally in (expected(answered), expected(answered + 1))

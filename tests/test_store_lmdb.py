@@ -9,6 +9,7 @@ import sys
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import patch
 
 import lmdb
 import pytest
@@ -27,9 +28,10 @@ from scoremean.errors import (
     UnknownId,
 )
 from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
+from scoremean.store import journal
 from scoremean.store.lmdb import LmdbStore
 from tests.store_contract import StoreContract
-from tests.support import LONG, Oracle, assert_sound, plain, scores_of
+from tests.support import LONG, SMALL_JOURNAL, Oracle, assert_sound, plain, scores_of
 
 UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
 IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
@@ -50,6 +52,8 @@ class LmdbMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
+        self._limits = patch.multiple(journal, **SMALL_JOURNAL)
+        self._limits.start()
         self._directory = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with  # teardown ends it
         self._path = Path(self._directory.name) / "store"
         self._store = LmdbStore(self._path)
@@ -97,6 +101,7 @@ class LmdbMachine(RuleBasedStateMachine):
         self._store.close()
         assert_sound(self._path)
         self._directory.cleanup()
+        self._limits.stop()
 
 
 TestMachine = LmdbMachine.TestCase
@@ -295,7 +300,13 @@ def test_a_commit_that_does_not_fit_keeps_no_id(tmp_path):
         (codec.MEANS_TABLE, b"\xff", codec.pack_tally(0, 1), "is not UTF-8"),
         (codec.IDS_TABLES[0], bytes(16), codec.pack_tally(7, 3), "ids-0, key 00000000000000000000000000000000: the bytes"),
         (codec.IDS_TABLES[1], bytes(16), b"\x97\xa0\x01\x01\x01\x01\xc2\x00", "it has 0"),
-        (codec.META_TABLE, codec.TOTAL_KEY, codec.pack_tally(7, 3), "the total kept is Tally(sum=7, count=3)"),
+        (codec.JOURNAL_TABLES[0], b"\0" * 7 + b"\1", codec.pack_record({}, Tally(7, 3)), "total kept is Tally(sum=7, count=3)"),
+        (
+            codec.JOURNAL_TABLES[0],
+            b"\0" * 7 + b"\1",
+            codec.pack_record({"c": Tally(0, 1)}, Tally(7, 2)),
+            "journal: the UUID 'c' is not in means",
+        ),
     ],
 )
 def test_check_finds_damage(tmp_path, table, key, value, damage):
@@ -308,7 +319,7 @@ def test_check_finds_damage(tmp_path, table, key, value, damage):
 
 
 def _overwrite(path: Path, table: bytes, key: bytes, value: bytes) -> None:
-    with lmdb.Environment(str(path), max_dbs=4, lib_version=0) as env:
+    with lmdb.Environment(str(path), max_dbs=6, lib_version=0) as env:
         handle = env.open_db(table)
         with env.begin(write=True) as txn:
             txn.put(key, value, db=handle)

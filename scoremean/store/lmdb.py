@@ -21,7 +21,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
 
 import lmdb
 from msgspec.structs import replace
@@ -46,12 +49,29 @@ from scoremean.errors import (
 )
 from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, require_uuid
 from scoremean.store.base import Change, Outcome, Store
+from scoremean.store.journal import IN_MEANS, Journal
 
 SIZE_MAX_BYTES = 64 << 30
 ID_RETENTION_SECONDS = 168 * 3600
 
 DATA_FILE = "data.mdb"
 LOCK_FILE = "scoremean.lock"
+
+
+class _Tables(NamedTuple):
+    """The handles of all tables; those of ids and of the journal are two each."""
+
+    meta: object
+    means: object
+    ids: Sequence[object]
+    journals: Sequence[object]
+
+
+class _Meta(NamedTuple):
+    """What changes in the table meta, as of the last commit: kept, so that a commit need not read it."""
+
+    generation: Generation
+    epoch: int
 
 
 class LmdbStore(Store):
@@ -102,8 +122,16 @@ class LmdbStore(Store):
             self._unlock()
             raise
         self._writer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoremean-store")
+        self._reading = Lock()
         try:
-            self._means, self._meta, self._ids = self._writer_thread.submit(self._open_tables).result()
+            self._tables = self._writer_thread.submit(self._open_tables).result()
+            self._journal = Journal(self._tables.journals, self._tables.means)
+            with self._env.begin(db=self._tables.meta) as txn:
+                self._meta = _Meta(
+                    codec.unpack_generation(txn.get(codec.GENERATION_KEY, b"")),
+                    codec.unpack_number(txn.get(codec.EPOCH_KEY, b"")),
+                )
+                self._journal.read(txn)
         except Exception:
             self.close()
             raise
@@ -120,31 +148,32 @@ class LmdbStore(Store):
         """Return the durable tally of each UUID, all as of the same commit; None for one without a score."""
         keys = [codec.pack_uuid(require_uuid(uuid)) for uuid in uuids]
         with self._snapshot() as txn:
-            values = [txn.get(key, db=self._means) for key in keys]
-        return [value and codec.unpack_tally(value) for value in values]
+            return [self._journal.get(uuid) or self._in_means(txn, key) for uuid, key in zip(uuids, keys)]
 
     def scan(self, after: str | None, limit: int) -> Page:
         """Return up to `limit` tallies in the order of UUIDs by code point, from behind `after`."""
         tallies: list[tuple[str, Tally]] = []
         with self._snapshot() as txn:
-            for key, value in _items_after(txn.cursor(self._means), after):
+            for key, value in _items_after(txn.cursor(self._tables.means), after):
                 if len(tallies) == limit:
                     return Page(tallies, tallies[-1][0] if tallies else after)
-                tallies.append((codec.unpack_uuid(key), codec.unpack_tally(value)))
+                uuid = codec.unpack_uuid(key)
+                tallies.append((uuid, self._journal.get(uuid) or codec.unpack_tally(value)))
         return Page(tallies, None)
 
     def tallies(self) -> Iterator[tuple[str, Tally]]:
         """Yield every UUID with its tally, in order, all as of one commit. Meanwhile the pages seen are not used again."""
-        with self._snapshot() as txn:
-            for key, value in txn.cursor(self._means):
-                yield codec.unpack_uuid(key), codec.unpack_tally(value)
+        with self._long_snapshot() as (txn, journal, _):
+            for key, value in txn.cursor(self._tables.means):
+                uuid = codec.unpack_uuid(key)
+                yield uuid, journal.get(uuid) or codec.unpack_tally(value)
 
     def stats(self) -> Stats:
         """Return what the store holds, as of the last commit; all but the sizes cost the same however much it is."""
         with self._snapshot() as txn:
-            uuids = txn.stat(self._means)["entries"]
-            scores = self._total(txn).count
-            ids = sum(txn.stat(table)["entries"] for table in self._ids)
+            uuids = txn.stat(self._tables.means)["entries"]
+            scores = self._journal.total.count
+            ids = sum(txn.stat(table)["entries"] for table in self._tables.ids)
         info = self._env.info()
         size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
         return Stats(uuids, scores, ids, size_bytes, info["map_size"])
@@ -153,20 +182,20 @@ class LmdbStore(Store):
         """Read every tally in one snapshot and return a sentence for each damage found."""
         damages: list[str] = []
         summed = Tally(0, 0)
-        with self._snapshot() as txn:
-            for key, value in txn.cursor(self._means):
+        with self._long_snapshot() as (txn, journal, total):
+            for key, value in txn.cursor(self._tables.means):
                 try:
-                    require_uuid(codec.unpack_uuid(key))
+                    uuid = require_uuid(codec.unpack_uuid(key))
                     tally = codec.unpack_tally(value)
-                    summed += tally
                 except (StoreDamaged, InvalidScore) as error:
                     damages.append(f"means, key {key!r}: {error}")
                     continue
                 if tally.count < 1 or codec.pack_tally(tally.sum, tally.count) != value:
                     damages.append(f"means, key {key!r}: {tally} was not written by scoremean")
-            total = self._total(txn)
-            for name, table in zip(codec.IDS_TABLES, self._ids):
+                summed += journal.pop(uuid, tally)
+            for name, table in zip(codec.IDS_TABLES, self._tables.ids):
                 damages += _check_ids(name.decode(), txn.cursor(table))
+        damages += [f"journal: the UUID {uuid!r} is not in means" for uuid in journal]
         if summed != total:
             damages.append(f"the tallies add up to {summed}, but the total kept is {total}")
         return damages
@@ -180,24 +209,51 @@ class LmdbStore(Store):
         self._env.close()
         self._unlock()
 
-    def _snapshot(self) -> lmdb.Transaction:
-        """Return a read transaction: everything in it is as of the same commit."""
+    @contextmanager
+    def _snapshot(self) -> Iterator[lmdb.Transaction]:
+        """Give a read transaction, with the journal as of the same commit. The writer waits for its end: keep it short."""
+        with self._reading, self._begin() as txn:
+            yield txn
+
+    @contextmanager
+    def _long_snapshot(self) -> Iterator[tuple[lmdb.Transaction, dict[str, Tally], Tally]]:
+        """Give a read transaction, with a copy of what the journal says and the tally over all UUIDs as of the same commit."""
+        with self._reading:
+            txn = self._begin()
+            journal, total = self._journal.all(), self._journal.total
+        with txn:
+            yield txn, journal, total
+
+    def _begin(self) -> lmdb.Transaction:
+        """Return a read transaction of the last commit, and bring the journal up to it."""
         if self._closed:
             raise StoreError(f"the store {self.path} is closed")
         try:
-            return self._env.begin()
+            txn = self._env.begin()
         except lmdb.MapResizedError as error:
             raise StoreError(f"the store {self.path} was restarted with a larger size and has grown; open it again") from error
+        if self._readonly:
+            self._journal.read(txn)
+        else:
+            self._journal.settle(txn.id())
+        return txn
 
-    def _open_tables(self) -> tuple[object, object, list[object]]:
-        """Check the format, or write it when the store is new; return the handles of means, meta and the two of ids."""
+    def _in_means(self, txn: lmdb.Transaction, key: bytes) -> Tally | None:
+        value = txn.get(key, db=self._tables.means)
+        return value and codec.unpack_tally(value)
+
+    def _open_tables(self) -> _Tables:
+        """Check the format, or write it when the store is new; return the tables."""
         try:
             if not self._readonly and self._env.stat()["entries"] == 0:
                 return self._create_tables()
-            meta = self._env.open_db(codec.META_TABLE, create=False)
-            means = self._env.open_db(codec.MEANS_TABLE, create=False)
-            ids = [self._env.open_db(table, create=False) for table in codec.IDS_TABLES]
-            with self._env.begin(db=meta) as txn:
+            tables = _Tables(
+                self._env.open_db(codec.META_TABLE, create=False),
+                self._env.open_db(codec.MEANS_TABLE, create=False),
+                [self._env.open_db(table, create=False) for table in codec.IDS_TABLES],
+                [self._env.open_db(table, create=False) for table in codec.JOURNAL_TABLES],
+            )
+            with self._env.begin(db=tables.meta) as txn:
                 version = codec.unpack_number(txn.get(codec.FORMAT_KEY) or b"")
         except (lmdb.NotFoundError, lmdb.IncompatibleError, StoreDamaged) as error:
             raise StoreForeign(
@@ -208,48 +264,69 @@ class LmdbStore(Store):
                 f"the store {self.path} has format {version}, and this version of scoremean reads format {codec.FORMAT};"
                 " install the version that wrote it"
             )
-        return means, meta, ids
+        return tables
 
-    def _create_tables(self) -> tuple[object, object, list[object]]:
+    def _create_tables(self) -> _Tables:
         # The files are there; now they stay there. Before the tables, so that a crash in between leaves this to be done again.
         _fsync_directory(self.path)
         # One transaction, so that a crash in it leaves an empty environment, which counts as new.
         with self._env.begin(write=True) as txn:
-            means = self._env.open_db(codec.MEANS_TABLE, txn=txn)
-            meta = self._env.open_db(codec.META_TABLE, txn=txn)
-            ids = [self._env.open_db(table, txn=txn) for table in codec.IDS_TABLES]
-            txn.put(codec.FORMAT_KEY, codec.pack_number(codec.FORMAT), db=meta)
-            txn.put(codec.TOTAL_KEY, codec.pack_tally(0, 0), db=meta)
-            txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(0, int(self._clock()))), db=meta)
-            txn.put(codec.EPOCH_KEY, codec.pack_number(0), db=meta)
-        return means, meta, ids
+            tables = _Tables(
+                self._env.open_db(codec.META_TABLE, txn=txn),
+                self._env.open_db(codec.MEANS_TABLE, txn=txn),
+                [self._env.open_db(table, txn=txn) for table in codec.IDS_TABLES],
+                [self._env.open_db(table, txn=txn) for table in codec.JOURNAL_TABLES],
+            )
+            txn.put(codec.FORMAT_KEY, codec.pack_number(codec.FORMAT), db=tables.meta)
+            txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(0, int(self._clock()))), db=tables.meta)
+            txn.put(codec.EPOCH_KEY, codec.pack_number(0), db=tables.meta)
+        return tables
 
     def _commit(self, batch: Sequence[Change]) -> list[Outcome]:
         """Count `batch` in one transaction. Runs on the writer thread only."""
+        with self._reading:
+            self._journal.turn()
         try:
-            with self._env.begin(write=True, db=self._means) as txn:
-                return _Commit(txn, self._meta, self._means, self._ids, self._rotate_ids(txn)).count(batch)
+            return self._write(batch, fold=True)
+        except lmdb.MapFullError:
+            pass
+        # A fold copies pages; without it the batch may fit.
+        try:
+            return self._write(batch, fold=False)
         except lmdb.MapFullError as error:
-            raise StoreFull(
-                f"the store {self.path} has reached store_size_max_gib; restart with a larger one"
-            ) from error
+            raise StoreFull(f"the store {self.path} has reached store_size_max_gib; restart with a larger one") from error
 
-    def _rotate_ids(self, txn: lmdb.Transaction) -> int:
+    def _write(self, batch: Sequence[Change], fold: bool) -> list[Outcome]:
+        try:
+            with self._env.begin(write=True, db=self._tables.means) as txn:
+                if fold:
+                    # Before the batch, whose changes to `means` are newer.
+                    self._journal.fold(txn)
+                meta = self._meta._replace(generation=self._rotate_ids(txn))
+                commit = _Commit(txn, self._tables, meta, self._journal)
+                outcomes = commit.count(batch)
+                txn_id = txn.id()
+        except Exception:
+            self._journal.abandon()
+            raise
+        self._meta = commit.meta
+        with self._reading:
+            self._journal.settle(txn_id)
+        return outcomes
+
+    def _rotate_ids(self, txn: lmdb.Transaction) -> Generation:
         """Return which ids table takes new ids, having emptied the older one if the newer one is as old as ids are kept.
 
         So ids expire a whole table at a time, without a delete for each: dropping a table touches its branch pages only.
         """
-        generation = codec.unpack_generation(txn.get(codec.GENERATION_KEY, b"", db=self._meta))
+        generation = self._meta.generation
         now = int(self._clock())
         if now - generation.since_seconds < self._id_retention_seconds:
-            return generation.current
-        older = 1 - generation.current
-        txn.drop(self._ids[older], delete=False)
-        txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(older, now)), db=self._meta)
-        return older
-
-    def _total(self, txn: lmdb.Transaction) -> Tally:
-        return codec.unpack_tally(txn.get(codec.TOTAL_KEY, b"", db=self._meta))
+            return generation
+        generation = Generation(1 - generation.current, now)
+        txn.drop(self._tables.ids[generation.current], delete=False)
+        txn.put(codec.GENERATION_KEY, codec.pack_generation(generation), db=self._tables.meta)
+        return generation
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -262,45 +339,60 @@ class _Commit:
 
     Args:
         txn: the transaction, which the caller commits.
-        meta, means, ids: the tables.
-        current: which of `ids` takes new ids.
+        meta: the table meta as it is in it.
+        journal: what is newer than `means`.
+
+    Attributes:
+        meta: the table meta once this is committed.
     """
 
-    def __init__(self, txn: lmdb.Transaction, meta: object, means: object, ids: Sequence[object], current: int):
+    def __init__(self, txn: lmdb.Transaction, tables: _Tables, meta: _Meta, journal: Journal):
         self._txn = txn
-        self._meta = meta
-        self._means = means
-        self._ids = (ids[current], ids[1 - current])  # the newer one first, where a retry finds its id
+        self._tables = tables
+        current = meta.generation.current
+        self._ids = (tables.ids[current], tables.ids[1 - current])  # the newer one first, where a retry finds its id
+        self.meta = meta
+        self._journal = journal
         self._tallies: dict[str, Tally] = {}
-        self._change = Tally(0, 0)
-        self._epoch = codec.unpack_number(txn.get(codec.EPOCH_KEY, b"", db=meta))
+        self._new: set[str] = set()
+        self._sum = self._count = 0
 
     def count(self, changes: Sequence[Change]) -> list[Outcome]:
         """Apply every change in order and return the outcome of each."""
-        apply = {Add: self._count, Void: self._void, Forget: self._forget, Batch: self._batch}
+        apply = {Add: self._add_once, Void: self._void, Forget: self._forget, Batch: self._batch}
         outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
-        for uuid, tally in sorted(self._tallies.items()):  # by key, as it goes into the tree
-            key = codec.pack_uuid(uuid)
-            if tally.count:
-                self._txn.put(key, codec.pack_tally(tally.sum, tally.count), db=self._means)
-            else:
-                self._txn.delete(key, db=self._means)
-        total = codec.unpack_tally(self._txn.get(codec.TOTAL_KEY, b"", db=self._meta)) + self._change
-        self._txn.put(codec.TOTAL_KEY, codec.pack_tally(total.sum, total.count), db=self._meta)
+        self._journal.append(self._txn, self._write_in_place(), self._journal.total + Tally(self._sum, self._count))
         return outcomes
+
+    def _write_in_place(self) -> dict[str, Tally]:
+        """Write the new tallies that are not for the journal into `means`; return what is for the journal."""
+        if self._journal.has_room(len(self._tallies)):
+            in_place = {uuid for uuid, tally in self._tallies.items() if not tally.count} | self._new
+        else:
+            in_place = self._tallies.keys()
+        if not in_place:
+            return self._tallies
+        for uuid in sorted(in_place):  # by key, as it goes into the tree
+            key, tally = codec.pack_uuid(uuid), self._tallies[uuid]
+            if tally.count:
+                self._txn.put(key, codec.pack_tally(tally.sum, tally.count), db=self._tables.means)
+            else:
+                self._txn.delete(key, db=self._tables.means)
+        overridden = {uuid: IN_MEANS for uuid in in_place if self._journal.get(uuid)}
+        return {uuid: tally for uuid, tally in self._tallies.items() if uuid not in in_place} | overridden
 
     def _score(self, score: Score) -> Tally | RequestError:
         if score.id is None:
-            return self._add(score.uuid, Tally(score.score, 1))
-        return self._count(_as_add(score))
+            return self._add(score.uuid, score.score, 1)
+        return self._add_once(_as_add(score))
 
-    def _count(self, add: Add) -> Tally | RequestError:
+    def _add_once(self, add: Add) -> Tally | RequestError:
         if add.id is None:
-            return self._add(add.uuid, add.tally)
+            return self._add(add.uuid, add.tally.sum, add.tally.count)
         key = codec.pack_id(add.id)
         if (found := self._find(key)) is not None:
             return _again(add, found[0])
-        tally = self._add(add.uuid, add.tally)
+        tally = self._add(add.uuid, add.tally.sum, add.tally.count)
         record = IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid))
         self._txn.put(key, codec.pack_id_record(record), db=self._ids[0])
         return tally
@@ -332,37 +424,41 @@ class _Commit:
         if record.voided:
             return Voided(record.uuid, self._tally(record.uuid))
         self._txn.put(key, codec.pack_id_record(replace(record, voided=True)), db=table)
-        return Voided(record.uuid, self._add(record.uuid, Tally(0, 0) - record.added))
+        return Voided(record.uuid, self._add(record.uuid, -record.added.sum, -record.added.count))
 
     def _forget(self, forget: Forget) -> Outcome:
         tally = self._tally(forget.uuid)
         if not tally.count:
             return UnknownUUID(f"no score was counted for the UUID {forget.uuid}")
-        self._add(forget.uuid, Tally(0, 0) - tally)
-        self._epoch += 1
-        epoch = codec.pack_number(self._epoch)
-        self._txn.put(codec.EPOCH_KEY, epoch, db=self._meta)
+        self._add(forget.uuid, -tally.sum, -tally.count)
+        self.meta = self.meta._replace(epoch=self.meta.epoch + 1)
+        epoch = codec.pack_number(self.meta.epoch)
+        self._txn.put(codec.EPOCH_KEY, epoch, db=self._tables.meta)
         # The newer table is emptied after every id that was counted until now has expired.
         self._txn.put(codec.pack_forgotten(forget.uuid), epoch, db=self._ids[0])
         return tally
 
     def _epoch_of(self, uuid: str, default: int = 0) -> int:
         """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
-        if self._epoch:  # in most stores nothing was ever forgotten, and there is nothing to look up
+        if self.meta.epoch:  # in most stores nothing was ever forgotten, and there is nothing to look up
             for table in self._ids:
                 if value := self._txn.get(codec.pack_forgotten(uuid), db=table):
                     return codec.unpack_number(value)
         return default
 
-    def _add(self, uuid: str, change: Tally) -> Tally:
-        tally = self._tallies[uuid] = self._tally(uuid) + change
-        self._change += change
+    def _add(self, uuid: str, total: int, count: int) -> Tally:
+        old = self._tally(uuid)
+        if not old.count:
+            self._new.add(uuid)
+        tally = self._tallies[uuid] = Tally(old.sum + total, old.count + count)
+        self._sum += total
+        self._count += count
         return tally
 
     def _tally(self, uuid: str) -> Tally:
-        if (tally := self._tallies.get(uuid)) is None:
-            value = self._txn.get(codec.pack_uuid(uuid), db=self._means)
-            tally = codec.unpack_tally(value) if value else Tally(0, 0)
+        if (tally := self._tallies.get(uuid) or self._journal.get(uuid)) is None:
+            value = self._txn.get(codec.pack_uuid(uuid), db=self._tables.means)
+            tally = codec.unpack_tally(value) if value else IN_MEANS
         return tally
 
     def _find(self, key: bytes) -> tuple[IdRecord, object] | None:
@@ -425,7 +521,7 @@ def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.E
             readonly=readonly,
             create=not readonly,
             mode=0o600,
-            max_dbs=4,
+            max_dbs=6,
             max_spare_txns=8,
             sync=True,
             metasync=True,

@@ -1,0 +1,207 @@
+"""The journal of the embedded store: tallies that commits have appended and a fold has not yet written into `means`.
+
+In place, each of 64 random UUIDs lies on a page of its own, so a commit of 64 scores writes 64 pages. Instead a commit appends
+one record with its new tallies to a journal table, in the same transaction, and keeps them in a dict. Much later a *fold*
+writes the newest tally of each UUID into `means`, in the order of keys, so that those on one page are written together.
+
+    commit ──> record in the newer table ──(FOLD_AT_ENTRIES: the tables change roles)──> fold of the older one ──> means
+
+Rules, on which the rest stands:
+
+- Every UUID with a score has an entry in `means`, so that a listing goes in order and counting UUIDs is free. A journal entry
+  only overrides its tally. A new UUID is therefore written in place, and so are a UUID that has lost its last score and a
+  batch for which the journal has no room. Where the journal had an entry for it, an entry `IN_MEANS` then takes it back.
+- Records hold tallies, not changes. To read a record twice, or to fold a part twice, changes nothing.
+- The older table's records are dropped, oldest first, only after all of them are folded. What is left of it after a crash
+  says nothing that `means` does not say too, or that the newer table does not override.
+- Each commit appends a record, an empty one if need be, with the tally over all UUIDs. The newest record is never dropped.
+- A fold works in slices inside commits. A slice adds a few milliseconds to its commit and needs no sync of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import lmdb
+
+from scoremean import codec
+from scoremean.model import Tally
+
+FOLD_AT_ENTRIES = 1 << 18
+FOLD_SLICE_UUIDS = 512
+SORT_SLICE_UUIDS = 4096
+DROP_SLICE_RECORDS = 64
+BATCH_MAX_ENTRIES = 4096
+
+# An entry that says: what stands in `means` is newer.
+IN_MEANS = Tally(0, 0)
+
+
+class Journal:
+    """The records of both tables as dicts, for one process. Not safe to use from two threads at once; LmdbStore has a lock.
+
+    Args:
+        tables: the two journal tables.
+        means: the table that is folded into.
+    """
+
+    def __init__(self, tables: Sequence[object], means: object):
+        self._newer, self._older = (_Part(table) for table in tables)
+        self._means = means
+        self._slices: Iterator[list[str]] | None = None
+        self._appended: _Appended | None = None
+        self._emptied = False
+
+    @property
+    def total(self) -> Tally:
+        """The tally over all UUIDs, as of the newest record."""
+        return self._newer.total
+
+    def get(self, uuid: str) -> Tally | None:
+        """Return the tally of `uuid`, or None where `means` says what it is."""
+        entry = self._newer.tallies.get(uuid)
+        if entry is None:
+            entry = self._older.tallies.get(uuid)
+        return entry if entry is not None and entry.count else None
+
+    def all(self) -> dict[str, Tally]:
+        """Return a copy of all that the journal says, as `get` does."""
+        return {uuid: tally for uuid, tally in (self._older.tallies | self._newer.tallies).items() if tally.count}
+
+    def read(self, txn: lmdb.Transaction) -> None:
+        """Read the records that `txn` sees and that were not read before, and let go of those that were dropped since.
+
+        Raises:
+            StoreDamaged: a record is none.
+        """
+        parts = (self._newer, self._older)
+        for part in parts:
+            part.read(txn)
+        self._newer, self._older = sorted(parts, key=lambda part: part.last, reverse=True)
+
+    def has_room(self, entries: int) -> bool:
+        """Return whether a batch of so many tallies should go to the journal, or rather in place."""
+        return entries <= BATCH_MAX_ENTRIES and self._newer.entries + entries <= FOLD_AT_ENTRIES
+
+    def turn(self) -> None:
+        """Let the tables change roles if the newer one is full and the older one folded and empty."""
+        if self._newer.entries > FOLD_AT_ENTRIES - BATCH_MAX_ENTRIES and not self._older.last:
+            self._newer, self._older = self._older, self._newer
+            self._newer.last, self._newer.total = self._older.last, self._older.total
+
+    def fold(self, txn: lmdb.Transaction) -> bool:
+        """Do a slice of the fold in `txn`, before its batch is counted. Return whether there was anything to do."""
+        if not self._older.last:
+            return False
+        if self._slices is None:
+            self._slices = _in_order(list(self._older.tallies))
+        if (uuids := next(self._slices, None)) is None:
+            self._emptied = self._older.drop(txn)
+            return True
+        older, newer = self._older.tallies, self._newer.tallies
+        tallies = ((uuid, older[uuid]) for uuid in uuids if uuid not in newer)
+        txn.cursor(self._means).putmulti(
+            [(codec.pack_uuid(uuid), codec.pack_tally(tally.sum, tally.count)) for uuid, tally in tallies if tally.count]
+        )
+        return True
+
+    def append(self, txn: lmdb.Transaction, tallies: Mapping[str, Tally], total: Tally) -> None:
+        """Write the record of a commit; `settle` makes it part of the journal, once it is durable."""
+        number = self._newer.last + 1
+        record = codec.pack_record(tallies, total)
+        txn.put(codec.pack_record_number(number), record, db=self._newer.table, append=True)
+        self._appended = _Appended(txn.id(), number, tallies, total)
+
+    def settle(self, txn_id: int) -> None:
+        """Take over what was appended if the last durable transaction is `txn_id`, or a later one."""
+        appended = self._appended
+        if appended is None or appended.txn_id > txn_id:
+            return
+        self._appended = None
+        self._newer.add(appended.number, appended.tallies, appended.total)
+        if self._emptied:
+            self._older.clear()
+            self._slices, self._emptied = None, False
+
+    def abandon(self) -> None:
+        """Give up what was appended and folded since the last `settle`: its transaction was aborted."""
+        # The slice that is lost may be any of the older ones too: to fold from the start again is right, and rare.
+        self._appended, self._slices, self._emptied = None, None, False
+
+
+class _Appended(NamedTuple):
+    txn_id: int
+    number: int
+    tallies: Mapping[str, Tally]
+    total: Tally
+
+
+class _Part:
+    """One journal table, as it was read.
+
+    Attributes:
+        table: the handle.
+        tallies: the newest entry of each UUID.
+        entries: entries in all its records, which bounds how long it takes to read.
+        last: the number of the newest record; 0 if there is none.
+        total: the tally over all UUIDs, in that record.
+    """
+
+    def __init__(self, table: object):
+        self.table = table
+        self.tallies: dict[str, Tally] = {}
+        self.entries = 0
+        self.last = 0
+        self.total = Tally(0, 0)
+
+    def clear(self) -> None:
+        """Let go of everything: the table is empty, or holds none of what was read."""
+        self.tallies = {}
+        self.entries = 0
+        self.last = 0
+        self.total = Tally(0, 0)
+
+    def add(self, number: int, tallies: Mapping[str, Tally], total: Tally) -> None:
+        """Take over a record."""
+        self.tallies.update(tallies)
+        self.entries += len(tallies)
+        self.last = number
+        self.total = total
+
+    def read(self, txn: lmdb.Transaction) -> None:
+        """Read the records that are new, after letting go of all others if they are gone."""
+        with txn.cursor(self.table) as cursor:
+            if not cursor.first() or codec.unpack_record_number(cursor.key()) > self.last:
+                self.clear()
+            if cursor.set_range(codec.pack_record_number(self.last + 1)):
+                for key, value in cursor:
+                    self.add(codec.unpack_record_number(key), *codec.unpack_record(value))
+
+    def drop(self, txn: lmdb.Transaction) -> bool:
+        """Delete the oldest records, a slice of them. Return whether that was the last.
+
+        In slices, since LMDB writes the numbers of all the pages that it has at hand to use again into every commit.
+        """
+        with txn.cursor(self.table) as cursor:
+            cursor.first()
+            for _ in range(DROP_SLICE_RECORDS):
+                cursor.delete()
+            return not cursor.first()
+
+
+def _in_order(uuids: Sequence[str]) -> Iterator[list[str]]:
+    """Yield `uuids` in order, a slice at a time.
+
+    To sort all of them at once would hold up everything else for tenths of a second. So short runs are sorted, with an empty
+    slice yielded after each, and then merged.
+    """
+    runs = []
+    for start in range(0, len(uuids), SORT_SLICE_UUIDS):
+        runs.append(sorted(uuids[start : start + SORT_SLICE_UUIDS]))
+        yield []
+    merged = heapq.merge(*runs)
+    while some := list(islice(merged, FOLD_SLICE_UUIDS)):
+        yield some
