@@ -119,6 +119,7 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
             decoder,
             columns=Columns(options.uuid_column, options.score_column, options.id_column),
             with_ids=not options.no_ids,
+            summed=options.url is None,
             tallies=options.tallies,
             skip=options.on_error == "skip",
             progress=progress.show,

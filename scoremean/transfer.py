@@ -1,25 +1,26 @@
 """Import and export: files of scores, or of tallies, into a store and out of it.
 
-A file is read in chunks, so memory does not grow with its size, and every line of it gets an id from the hash of the file and
-its line number, unless it has one of its own. So an import that was cut off is simply run again: what was counted is
-replayed, and counts nothing. Without ids the scores of each UUID are added up first, which is several times faster, but a
-second run would count twice.
+A file is read in chunks, so memory does not grow with its size. The scores of each UUID are added up over a part of the file,
+and what is counted is one tally a UUID. It gets an id from the hash of the file, the number of the part and the UUID's place in
+it, so an import that was cut off is simply run again: what was counted is replayed, and counts nothing. A line with an id of
+its own is counted by itself.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import itertools
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
@@ -27,17 +28,33 @@ from scoremean.errors import ImportStopped, InvalidScore, RequestError, StoreErr
 from scoremean.model import Add, Replay, Score, Tally
 from scoremean.store.base import Store
 from scoremean.store.lmdb import LmdbStore
-from scoremean.validation import NDJSON, Item, ScoreDecoder
+from scoremean.validation import NDJSON, ONE_SCORE, Item, ScoreDecoder, unpack_sum
 
+# These two decide where a part of a file ends, and so what its ids name: whoever changes one makes a second run count again.
 CHUNK_BYTES = 1 << 20
-COMMIT_MAX_SCORES = 10_000
 SUMMED_MAX_UUIDS = 1 << 17
+
+COMMIT_MAX_SCORES = 10_000
 SHOWN_MAX_FAULTS = 20
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
 # A line of a file: its number, and what it holds; what is at fault is an error.
 Line = tuple[int, Score | Add | RequestError]
+
+
+class _Chunk(NamedTuple):
+    """Some lines of a file.
+
+    Attributes:
+        number: the number of the first one.
+        body: their bytes, when they may be scores in NDJSON with the usual members; else empty.
+        lines: decodes each of them.
+    """
+
+    number: int
+    body: bytes
+    lines: Callable[[], list[Line]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,8 @@ class Importer:
         store: where to; the caller closes it.
         decoder: what judges a score.
         columns: the names of the members or columns; others in a file are ignored if these are not the default.
-        with_ids: give every line an id, so that the import can be run again.
+        with_ids: give what is counted an id, so that the import can be run again.
+        summed: add up the scores of a UUID. If not, and for tallies, each line is counted by itself.
         tallies: the files hold tallies, as an export writes them, and not scores.
         skip: go on after bad lines.
         progress: called with the bytes and the lines read of the file, after each chunk.
@@ -86,6 +104,7 @@ class Importer:
         *,
         columns: Columns = Columns(),
         with_ids: bool = True,
+        summed: bool = True,
         tallies: bool = False,
         skip: bool = False,
         progress: Callable[[int, int], None] = lambda *_: None,
@@ -94,11 +113,10 @@ class Importer:
         self._decoder = decoder
         self._columns = columns
         self._with_ids = with_ids
+        self._summed = summed and not tallies
         self._tallies = tallies
         self._skip = skip
         self._progress = progress
-        self._sums: dict[str, list[int]] = {}
-        self._summed = 0
         self.report = Report()
 
     def run(self, name: str) -> None:
@@ -113,51 +131,60 @@ class Importer:
             OSError: the file cannot be read.
         """
         with _opened(name) as raw:
-            prefix = _hash(raw) if self._with_ids else ""
             if self._with_ids and not self._skip:
-                self._refuse(name, [bad for lines, _ in self._read(raw) for bad in _bad(lines)])
-            lines_read = 0
-            for lines, bytes_read in self._read(raw):
-                self._count(name, lines, prefix)
-                lines_read += len(lines)
-                self._progress(bytes_read, lines_read)
-        self._add_sums()
+                self._look_through(name, raw)
+            part = _Part(_hash(raw) if self._with_ids else "")
+            for chunk, bytes_read in self._chunks(raw):
+                self._count(name, chunk, part)
+                self._progress(bytes_read, part.lines)
+                if len(part.sums) >= SUMMED_MAX_UUIDS:
+                    self._count_part(name, part)
+            self._count_part(name, part)
 
-    def _read(self, raw: IO[bytes]) -> Iterator[tuple[list[Line], int]]:
-        """Yield the lines of a file from its start, some thousands at a time, and the bytes of it read so far."""
+    def _look_through(self, name: str, raw: IO[bytes]) -> None:
+        bad: list[tuple[int, RequestError]] = []
+        sums: dict[str, int] = {}
+        for chunk, _ in self._chunks(raw):
+            if self._decoder.add_up(chunk.body, sums) is None or not chunk.body:
+                bad += _bad(chunk.lines())
+            if len(sums) >= SUMMED_MAX_UUIDS:
+                sums.clear()
+        self._refuse(name, bad)
+
+    def _chunks(self, raw: IO[bytes]) -> Iterator[tuple[_Chunk, int]]:
+        """Yield a file from its start, some thousands of lines at a time, and the bytes of it read so far."""
         packed = _peek(raw, 2) == _GZIP_MAGIC
-        text = _Counted(raw)
-        for lines in self._chunks(gzip.GzipFile(fileobj=text) if packed else text):
-            yield lines, text.bytes_read
+        counted = _Counted(raw)
+        texts = _text_chunks(gzip.GzipFile(fileobj=counted) if packed else counted)
+        first = next(texts, b"")
+        texts = itertools.chain([first], texts)
+        for chunk in (self._json if first.lstrip()[:1] in (b"{", b"") else self._csv)(texts):
+            yield chunk, counted.bytes_read
 
-    def _chunks(self, file: Any) -> Iterator[list[Line]]:
-        """Yield the lines of a file, some thousands at a time."""
-        chunks = _text_chunks(file)
-        first = next(chunks, b"")
-        chunks = itertools.chain([first], chunks)
-        if first.lstrip()[:1] not in (b"{", b""):
-            yield from self._csv(chunks)
-            return
+    def _json(self, texts: Iterator[bytes]) -> Iterator[_Chunk]:
+        plain = not self._tallies and self._columns == Columns()
         number = 1
-        for chunk in chunks:
-            texts = chunk.split(b"\n")
-            numbers = [number + index for index, text in enumerate(texts) if text.strip()]
-            number += len(texts) - 1
-            yield list(zip(numbers, self._json_items(chunk, texts), strict=True))
+        for text in texts:
+            yield _Chunk(number, text if plain else b"", functools.partial(self._json_lines, number, text, plain))
+            number += text.count(b"\n")
 
-    def _json_items(self, chunk: bytes, texts: Sequence[bytes]) -> list[Item | Add]:
-        if not self._tallies and self._columns == Columns():
-            return self._decoder.decode_batch(chunk, NDJSON)
-        return [self._item(_json_object(text)) for text in texts if text.strip()]
+    def _json_lines(self, number: int, text: bytes, plain: bool) -> list[Line]:
+        lines = text.split(b"\n")
+        numbers = [number + index for index, line in enumerate(lines) if line.strip()]
+        if plain:
+            items = self._decoder.decode_batch(text, NDJSON)
+        else:
+            items = [self._item(_json_object(line)) for line in lines if line.strip()]
+        return list(zip(numbers, items, strict=True))
 
-    def _csv(self, chunks: Iterator[bytes]) -> Iterator[list[Line]]:
-        rows = csv.DictReader(_decoded_lines(chunks))
+    def _csv(self, texts: Iterator[bytes]) -> Iterator[_Chunk]:
+        rows = csv.DictReader(_decoded_lines(texts))
         missing = self._required() - set(rows.fieldnames or ())
         if missing:
             raise ImportStopped(f"the header of the CSV file lacks the column {sorted(missing)[0]}; it has {rows.fieldnames}")
         lines = ((rows.line_num, self._item({name: _number(text) for name, text in row.items()})) for row in rows)
         while some := list(itertools.islice(lines, COMMIT_MAX_SCORES)):
-            yield some
+            yield _Chunk(some[0][0], b"", functools.partial(list, some))
 
     def _required(self) -> set[str]:
         return {"UUID", "sum", "count"} if self._tallies else {self._columns.uuid, self._columns.score}
@@ -175,51 +202,93 @@ class Importer:
                 score[name] = str(score[name])
         return self._decoder.item({name: member for name, member in score.items() if member not in (None, "")})
 
-    def _count(self, name: str, lines: Sequence[Line], prefix: str) -> None:
+    def _count(self, name: str, chunk: _Chunk, part: _Part) -> None:
+        """Count the lines of a chunk that are counted by themselves, and add the others to `part`."""
+        if chunk.body and self._summed:
+            added = self._decoder.add_up(chunk.body, part.sums)
+            if added is not None:
+                part.lines += added
+                return
+        lines = chunk.lines()
         self._refuse(name, _bad(lines))
         good = [line for line in lines if not isinstance(line[1], RequestError)]
-        if not self._with_ids:
-            self._sum(item for _, item in good)
-            return
-        for start in range(0, len(good), COMMIT_MAX_SCORES):
-            part = good[start : start + COMMIT_MAX_SCORES]
-            outcomes = self._store.commit([_with_id(item, f"{prefix}:{number}") for number, item in part])
-            refused = [(number, one) for (number, _), one in zip(part, outcomes) if isinstance(one, RequestError)]
-            replayed = sum(isinstance(outcome, Replay) for outcome in outcomes)
-            self.report.replayed += replayed
-            self.report.counted += len(part) - replayed - len(refused)
+        part.lines += len(good)
+        if self._summed:
+            part.add(item for _, item in good if not self._with_ids or item.id is None)
+            good = [line for line in good if self._with_ids and line[1].id is not None]
+        elif self._with_ids:
+            good = [(number, _with_id(item, f"{part.source}:{number}")) for number, item in good]
+        self._commit(name, good)
+
+    def _count_part(self, name: str, part: _Part) -> None:
+        """Count what was added up, and begin the next part."""
+        adds = [Add(uuid, tally, self._id(part, place)) for place, (uuid, tally) in enumerate(part.tallies())]
+        if self._with_ids:
+            self._commit(name, [(f"the scores of {add.uuid}", add) for add in adds])
+        elif adds:
+            # In one commit, so that the whole of a file that is not too long is counted or nothing of it.
+            self._store.commit(adds)
+            self.report.counted += sum(add.tally.count for add in adds)
+        part.begin()
+
+    def _id(self, part: _Part, place: int) -> str | None:
+        return f"{part.source}:{part.number}:{place}" if self._with_ids else None
+
+    def _commit(self, name: str, lines: Sequence[tuple[int | str, Score | Add]]) -> None:
+        """Count `lines`, some thousands at a time, and report what became of them; each with its number, or what it is."""
+        for start in range(0, len(lines), COMMIT_MAX_SCORES):
+            some = lines[start : start + COMMIT_MAX_SCORES]
+            refused = []
+            for (number, item), outcome in zip(some, self._store.commit([item for _, item in some]), strict=True):
+                count = item.tally.count if isinstance(item, Add) and self._summed else 1
+                if isinstance(outcome, RequestError):
+                    refused.append((number, outcome))
+                    self.report.skipped += count - 1
+                elif isinstance(outcome, Replay):
+                    self.report.replayed += count
+                else:
+                    self.report.counted += count
             self._refuse(name, refused)
 
-    def _refuse(self, name: str, bad: Sequence[tuple[int, RequestError]]) -> None:
+    def _refuse(self, name: str, bad: Sequence[tuple[int | str, RequestError]]) -> None:
         if not bad:
             return
         self.report.skipped += len(bad)
         room = SHOWN_MAX_FAULTS - len(self.report.faults)
         self.report.faults += [f"{name}:{number}: {_sentence(error)}" for number, error in bad[: max(room, 0)]]
         if not self._skip:
-            raise ImportStopped(f"stopped at line {bad[0][0]} of {name}; mend it, or skip bad lines with --on-error skip")
+            raise ImportStopped(f"stopped at {name}:{bad[0][0]}; mend it, or skip bad lines with --on-error skip")
 
-    def _sum(self, items: Iterator[Score | Add]) -> None:
-        """Add to the sums, and commit them when they are many."""
-        sums, counted = self._sums, 0
-        for item in items:
-            change, count = (item.score, 1) if item.__class__ is not Add else (item.tally.sum, item.tally.count)
-            entry = sums.get(item.uuid)
-            if entry is None:
-                sums[item.uuid] = [change, count]
-            else:
-                entry[0] += change
-                entry[1] += count
-            counted += 1
-        self._summed += counted
-        if len(sums) >= SUMMED_MAX_UUIDS:
-            self._add_sums()
 
-    def _add_sums(self) -> None:
-        if self._sums:
-            self._store.commit([Add(uuid, Tally(*pair)) for uuid, pair in self._sums.items()])
-            self.report.counted += self._summed
-            self._sums, self._summed = {}, 0
+class _Part:
+    """A part of a file, of which the scores of each UUID are added up.
+
+    Attributes:
+        source: the hash of the file; empty for an import without ids.
+        number: the number of the part, from 1.
+        sums: the tally of each UUID so far, in units of ONE_SCORE, in the order of their first lines.
+        lines: lines of the file that were read, in this part and those before.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self.number = 1
+        self.sums: dict[str, int] = {}
+        self.lines = 0
+
+    def add(self, scores: Iterable[Score]) -> None:
+        """Add scores to the sums."""
+        for score in scores:
+            self.sums[score.uuid] = self.sums.get(score.uuid, 0) + ONE_SCORE + score.score
+
+    def tallies(self) -> Iterator[tuple[str, Tally]]:
+        """Yield what was added up. A UUID of which only lines at fault were seen has no tally."""
+        return ((uuid, unpack_sum(packed)) for uuid, packed in self.sums.items() if packed)
+
+    def begin(self) -> None:
+        """Begin the next part."""
+        self.number += 1
+        self.sums = {}
 
 
 def export(store: LmdbStore, file: IO[bytes], kind: str) -> int:
@@ -310,9 +379,9 @@ def _peek(file: IO[bytes], size: int) -> bytes:
 
 def _hash(file: IO[bytes]) -> str:
     digest = blake2b(digest_size=16)
+    file.seek(0)
     while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
-    file.seek(0)
     return digest.hexdigest()
 
 

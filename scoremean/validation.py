@@ -27,7 +27,7 @@ from scoremean.errors import (
     MalformedRequest,
     UnsupportedMediaType,
 )
-from scoremean.model import TEXT_MAX_BYTES, Score, require_uuid
+from scoremean.model import TEXT_MAX_BYTES, Score, Tally, require_uuid
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -41,6 +41,15 @@ _MEMBERS = "UUID, score and, if you like, id"
 
 Item = Score | InvalidScore
 
+# A tally in one integer, for sums: count * ONE_SCORE + sum. As fast to add as a number, and far from any overflow.
+ONE_SCORE = 1 << 96
+
+
+def unpack_sum(packed: int) -> Tally:
+    """Return the tally that is `count * ONE_SCORE + sum`."""
+    count = (packed + (ONE_SCORE >> 1)) // ONE_SCORE
+    return Tally(packed - count * ONE_SCORE, count)
+
 
 def media_type(headers: Mapping[str, str], accepted: Sequence[str]) -> str:
     """Return which of the types `accepted` the body is said to be.
@@ -50,6 +59,8 @@ def media_type(headers: Mapping[str, str], accepted: Sequence[str]) -> str:
             site, so that is refused too.
     """
     content_type = headers.get("Content-Type", "")
+    if content_type in accepted and "Content-Encoding" not in headers:
+        return content_type  # as nearly all are
     essence, _, parameters = content_type.partition(";")
     essence = essence.strip().lower()
     if essence not in accepted:
@@ -104,6 +115,8 @@ class ScoreDecoder:
             NDJSON: self._decoder.decode_lines,
             MSGPACK: msgspec.msgpack.Decoder(list[self._type]).decode,
         }
+        line = msgspec.defstruct("Line", [("UUID", str), ("score", bounded)], gc=False, forbid_unknown_fields=True)
+        self._decode_lines = msgspec.json.Decoder(line).decode_lines
         self._batch_max_scores = batch_max_scores
         self._valid = {"UUID": "a1-b1", "score": score_min}
         text = f"must be a string of 1 to {TEXT_MAX_BYTES} UTF-8 bytes without control characters"
@@ -148,6 +161,30 @@ class ScoreDecoder:
         if len(items) > self._batch_max_scores:
             raise BodyTooLarge(f"the batch has {len(items)} scores; send at most batch_max_scores, {self._batch_max_scores}")
         return items
+
+    def add_up(self, body: bytes, sums: dict[str, int]) -> int | None:
+        """Add the scores of an NDJSON body to `sums`, packed in units of ONE_SCORE, and return how many there were.
+
+        This is several times faster than decode_batch, since only a UUID that is new to `sums` is looked at. Returns None,
+        with `sums` as it was, for a body with a line that is not just a UUID and a score, or is at fault.
+        """
+        try:
+            lines = self._decode_lines(body)
+        except ValueError:
+            return None
+        added = 0
+        try:
+            for added, line in enumerate(lines):
+                uuid = line.UUID
+                if uuid in sums:
+                    sums[uuid] += ONE_SCORE + line.score
+                else:
+                    sums[require_uuid(uuid)] = ONE_SCORE + line.score
+        except InvalidUUID:
+            for line in lines[:added]:
+                sums[line.UUID] -= ONE_SCORE + line.score
+            return None
+        return len(lines)
 
     def _elements(self, body: bytes, kind: str, error: ValueError) -> Iterator[Any]:
         """Yield the values that stand where the scores of a batch should."""

@@ -76,6 +76,36 @@ def test_a_file_goes_through_a_running_service(run, tmp_path):
     assert (code, "--url takes scores with ids" in messages) == (2, True)
 
 
+def test_a_second_run_with_other_settings_is_refused(run, tmp_path):
+    """When its sums would differ: nothing is counted twice, and the UUID is named."""
+    (tmp_path / "file").write_bytes(b'{"UUID":"a","score":5}\n{"UUID":"a","score":6}\n{"UUID":"b","score":1}\n')
+    assert run("import", tmp_path / "file", "--on-error", "skip")[1] == {"counted": 2, "replayed": 0, "skipped": 1}
+    code, report, messages = run("import", tmp_path / "file", "--on-error", "skip", "--score-max", "6")
+    assert (code, report) == (0, {"counted": 0, "replayed": 1, "skipped": 2})
+    assert "file:the scores of a: the id " in messages
+    assert contents(tmp_path / "store") == [("a", Tally(5, 1)), ("b", Tally(1, 1))]
+
+
+@pytest.mark.parametrize("options", [[], ["--no-ids"]])
+def test_lines_are_added_up_exactly(run, tmp_path, monkeypatch, options):
+    """Over chunks and parts, with negative scores, with chunks that have to be looked at line by line in between."""
+    monkeypatch.setattr("scoremean.transfer.SUMMED_MAX_UUIDS", 7)
+    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 150)
+    scores = [(f"u{n * 5 % 11}", n % 9 - 4) for n in range(300)]
+    lines = [b'{"UUID":"%s","score":%d}' % (uuid.encode(), score) for uuid, score in scores]
+    lines[100:100] = [b'{"UUID":"u1","score":1,"id":"own"}', b"", b'{"UUID":"u1","score":9}', b'{"UUID":"","score":1}']
+    (tmp_path / "file").write_bytes(b"\n".join(lines))
+    flags = ["--score-min", -4, "--score-max", 4, "--on-error", "skip", *options]
+    assert run("import", tmp_path / "file", *flags)[1] == {"counted": 301, "replayed": 0, "skipped": 2}
+    truth: dict[str, Tally] = {}
+    for uuid, score in [*scores, ("u1", 1)]:
+        truth[uuid] = truth.get(uuid, Tally(0, 0)) + Tally(score, 1)
+    assert dict(contents(tmp_path / "store")) == truth
+    if not options:
+        assert run("import", tmp_path / "file", *flags)[1] == {"counted": 0, "replayed": 301, "skipped": 2}
+        assert dict(contents(tmp_path / "store")) == truth
+
+
 def test_standard_input(tmp_path):
     """As a file named -."""
     command = [sys.executable, "-m", "scoremean", "import", "-", "--store", str(tmp_path)]
@@ -99,7 +129,7 @@ def test_bad_lines_stop_or_are_skipped(run, tmp_path):
     file.write_bytes(b"\n".join([b'{"UUID":"a","score":5}', *bad, b'{"UUID":"a","score":4}']))
     code, report, messages = run("import", file)
     assert (code, report) == (1, {"counted": 0, "replayed": 0, "skipped": 30})
-    assert f"stopped at line 2 of {file}" in messages
+    assert f"stopped at {file}:2;" in messages
     code, report, messages = run("import", file, "--on-error", "skip")
     assert (code, report) == (0, {"counted": 2, "replayed": 0, "skipped": 30})
     lines = messages.splitlines()
@@ -114,7 +144,7 @@ def test_a_bad_line_far_behind_stops_the_whole_file(run, tmp_path, monkeypatch, 
     (tmp_path / "file").write_bytes(b'{"UUID":"a","score":5}\n' * 100 + b"{")
     code, report, messages = run("import", tmp_path / "file", *options)
     assert (code, report) == (1, {"counted": 0, "replayed": 0, "skipped": 1})
-    assert "stopped at line 101" in messages
+    assert "file:101;" in messages
     assert not contents(tmp_path / "store")
 
 
@@ -247,9 +277,13 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
 
 
 @pytest.mark.skipif(not INSTEVAL.exists(), reason=f"there is no {INSTEVAL}; docs/contributing.md says where it is from")
-def test_the_real_data_set_imported_twice_and_killed_in_between(run, tmp_path):
+def test_the_real_data_set_imported_twice_and_killed_in_between(run, tmp_path, monkeypatch):
     """Exactly 73,421 scores; exported, merged into an empty store and exported again it is the same to the byte."""
-    command = [sys.executable, "-m", "scoremean", "import", str(INSTEVAL), "--store", str(tmp_path / "store")]
+    small_parts = {"CHUNK_BYTES": 1 << 12, "SUMMED_MAX_UUIDS": 50}
+    for name, value in small_parts.items():
+        monkeypatch.setattr(f"scoremean.transfer.{name}", value)
+    code = f"import sys; from scoremean import cli, transfer; vars(transfer).update({small_parts}); sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "import", str(INSTEVAL), "--store", str(tmp_path / "store")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             try:

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scoremean.errors import BodyTooLarge, InvalidScore, MalformedRequest, UnsupportedMediaType
-from scoremean.model import Score
+from scoremean.model import Score, Tally
 from scoremean.validation import JSON as JSON_TYPE
-from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, is_batch, media_type
+from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, is_batch, media_type, unpack_sum
 
 DECODER = ScoreDecoder(0, 5, 10)
 JSON_VALUES = st.recursive(
@@ -135,3 +135,15 @@ def test_any_other_type_is_refused(value):
     """The message says what to send."""
     with pytest.raises(UnsupportedMediaType, match="Content-Type: application/json"):
         media_type({"Content-Type": value}, (JSON_TYPE,))
+
+
+def test_sums_of_a_body_with_an_invalid_uuid_stay_as_they_were():
+    """However late it comes; and the sums of others are exact."""
+    decoder, sums = ScoreDecoder(-5, 5, 10), {}
+    lines = [b'{"UUID":"a","score":-5}', b'{"UUID":"b","score":0}', b'{"UUID":"a","score":-1}']
+    assert decoder.add_up(b"\n".join(lines), sums) == 3
+    before = {uuid: unpack_sum(packed) for uuid, packed in sums.items()}
+    assert before == {"a": Tally(-6, 2), "b": Tally(0, 1)}
+    for bad in (b'{"UUID":"","score":1}', b'{"UUID":"d","score":6}', b'{"UUID":"d","score":1,"id":"x"}', b"{"):
+        assert decoder.add_up(b"\n".join([*lines, b'{"UUID":"c","score":5}', bad]), sums) is None
+        assert {uuid: unpack_sum(packed) for uuid, packed in sums.items() if packed} == before
