@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
@@ -24,6 +26,8 @@ from scoremean.writer import Writer
 
 _log = logging.getLogger(__name__)
 
+COLLECT_AT_OBJECTS = 20_000
+
 
 class Service:
     """scoremean over HTTP: started, it listens at `url`; stopped, it has answered everything that it took.
@@ -32,15 +36,17 @@ class Service:
         settings: where to listen, and the limits.
         store: an open Store. The Service does not close it.
         version: what /stats tells.
+        listening: sockets that listen already, instead of the address in the settings. They are closed at the stop.
 
     Attributes:
         url: the address that it listens on, once started; also after it was stopped.
     """
 
-    def __init__(self, settings: Settings, store: Store, version: str):
+    def __init__(self, settings: Settings, store: Store, version: str, listening: Sequence[socket.socket] = ()):
         self._settings = settings
         self._store = store
         self._version = version
+        self._listening = listening
         self._writer: Writer
         self._runner: web.ServerRunner
         self.url = ""
@@ -70,8 +76,10 @@ class Service:
         server = Server(Router(handlers.routes()))
         self._runner = web.ServerRunner(server, shutdown_timeout=settings.shutdown_timeout_seconds)
         await self._runner.setup()
+        sites = [web.SockSite(self._runner, one) for one in self._listening]
         try:
-            await web.TCPSite(self._runner, settings.host, settings.port).start()
+            for site in sites or [web.TCPSite(self._runner, settings.host, settings.port)]:
+                await site.start()
         except OSError as error:
             await self._runner.cleanup()
             raise ListenError(f"cannot listen on {settings.host} port {settings.port}: {os.strerror(error.errno)}") from error
@@ -84,14 +92,25 @@ class Service:
         await self._writer.close()
 
 
-async def serve(settings: Settings, store: Store, version: str, announce: Callable[[str], None]) -> bool:
+async def serve(
+    settings: Settings,
+    store: Store,
+    version: str,
+    announce: Callable[[str], None],
+    listening: Sequence[socket.socket] = (),
+) -> bool:
     """Serve until SIGTERM or SIGINT, or until a commit fails. Return whether it ended well: every score taken is durable.
 
     Args:
         announce: called with the address, once requests are answered.
+        listening: see Service.
     """
-    service = Service(settings, store, version)
+    service = Service(settings, store, version, listening)
     await service.start()
+    # What is there now stays until the end, and requests leave next to no cycles: the collector need not look so often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AT_OBJECTS, *gc.get_threshold()[1:])
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,6 +18,7 @@ from typing import Self
 import msgspec
 
 from scoremean.app import serve
+from scoremean.bench import Plan, measure, table
 from scoremean.client import Client
 from scoremean.errors import ListenError, RequestError, ScoremeanError, SettingError, StoreError
 from scoremean.model import Mean, Score
@@ -25,6 +26,7 @@ from scoremean.settings import SETTINGS, Settings, add_flags, resolve
 from scoremean.store import open_store
 from scoremean.transfer import Columns, Importer, export
 from scoremean.validation import ScoreDecoder
+from scoremean.workers import loop_factory, serve_with_workers
 
 OK, FAILED, USAGE, NOT_STARTED = 0, 1, 2, 3
 
@@ -60,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     export_verb = _add_verb(verbs, "export", _export, "write every UUID's sum, count and mean, also while served", ["store"])
     export_verb.add_argument("--format", choices=("ndjson", "csv", "parquet"), default="ndjson", help="[ndjson]")
     export_verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
+    _add_bench(verbs)
     return top
 
 
@@ -78,6 +81,20 @@ def _add_import(verbs) -> None:
         verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
 
 
+def _add_bench(verbs) -> None:
+    text = "measure this machine: durable posts and reads, each beside a handler that does nothing"
+    verb = _add_verb(verbs, "bench", _bench, text, ["score_min", "score_max"])
+    text = "measure the service at this address: COUNTS REAL SCORES there, of UUIDs that start with bench-"
+    verb.add_argument("--url", metavar="URL", help=f"{text} [one that is started and ended]")
+    text = "where the service that is started gets a temporary store; choose the disk to be measured [.]"
+    verb.add_argument("--store", metavar="DIR", default=".", help=text)
+    text = "seconds that each of the four rows is measured [5]"
+    verb.add_argument("--duration-seconds", type=float, metavar="N", default=5.0, help=text)
+    verb.add_argument("--connections", type=int, metavar="N", default=64, help="requests under way at once [64]")
+    verb.add_argument("--uuids", type=int, metavar="N", default=100_000, help="UUIDs that get scores [100000]")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str]) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     verb.set_defaults(run=run)
@@ -88,8 +105,9 @@ def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     with open_store(settings.store, **_store_options(settings)) as store:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            ended_well = runner.run(serve(settings, store, _version(), _announce))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            run = serve if settings.workers == 1 else serve_with_workers
+            ended_well = runner.run(run(settings, store, _version(), _announce))
     return OK if ended_well else FAILED
 
 
@@ -155,6 +173,23 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
     return OK
 
 
+def _bench(options: argparse.Namespace, settings: Settings) -> int:
+    plan = Plan(
+        url=options.url,
+        directory=options.store,
+        duration_seconds=options.duration_seconds,
+        connections=options.connections,
+        uuids=options.uuids,
+        score_min=settings.score_min,
+        score_max=settings.score_max,
+    )
+    if options.url is not None:
+        print(f"scoremean: counting real scores at {options.url}; docs/bench.md says how to remove them", file=sys.stderr)
+    report = measure(plan, loop_factory())
+    print(msgspec.json.encode(report).decode() if options.json else table(report))
+    return OK if not report.errors else _complain(f"{report.errors} requests failed; the first: {report.first_error}", FAILED)
+
+
 class Served:
     """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
 
@@ -217,15 +252,6 @@ def _store_options(settings: Settings) -> dict[str, int]:
 
 def _announce(url: str) -> None:
     print(f"listening on {url}", flush=True)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's when it is installed: the same loop, faster."""
-    try:
-        import uvloop  # pylint: disable=import-outside-toplevel  # optional: the extra `speed`
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _version() -> str:

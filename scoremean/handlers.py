@@ -44,6 +44,9 @@ from scoremean.writer import Writer
 # A body up to this size is decoded on the event loop in well under a millisecond; a larger one goes to a thread.
 INLINE_MAX_BYTES = 32 << 10
 
+SCORE_TYPES = (JSON, NDJSON, MSGPACK)
+REPLAYED = "Idempotency-Replayed"
+
 _Result = TypeVar("_Result")
 
 
@@ -75,15 +78,20 @@ class Handlers:
 
     async def post_scores(self, request: BaseRequest) -> Response:
         """Count one score, or a batch of them, and answer each mean right after it, once all are durable."""
-        kind = media_type(request.headers, (JSON, NDJSON, MSGPACK))
+        kind = media_type(request.headers, SCORE_TYPES)
         skip = decode_on_error(request.query) if request.rel_url.raw_query_string else False
-        body = await self._read_body(request)
+        body = await read_body(request, self.body_max_bytes, self.body_timeout_seconds)
         if is_batch(body, kind):
             return await self._post_batch(request, kind, body, skip)
         decode = self.decoder.decode if kind == JSON else self.decoder.decode_msgpack
-        score = with_key(await _off_loop(decode, body), request.headers.get("Idempotency-Key"))
+        score = decode(body) if len(body) <= INLINE_MAX_BYTES else await asyncio.to_thread(decode, body)
+        if "Idempotency-Key" in request.headers:
+            score = with_key(score, request.headers["Idempotency-Key"])
         tally = await self.writer.post(score)
-        return _replayed(respond(Mean(score.uuid, tally.mean), content_type=kind), [tally])
+        response = respond(Mean(score.uuid, tally.mean), content_type=kind)
+        if isinstance(tally, Replay):
+            response.headers[REPLAYED] = "true"
+        return response
 
     async def _post_batch(self, request: BaseRequest, kind: str, body: bytes, skip: bool) -> Response:
         if "Idempotency-Key" in request.headers:
@@ -92,7 +100,9 @@ class Handlers:
         outcomes = await self.writer.post(batch)
         # The answer is about as large as the body: where that goes to a thread, this does too.
         response = await _off_loop(_batch_response, body, items, outcomes, kind)
-        return _replayed(response, outcomes)
+        if outcomes and all(isinstance(outcome, Replay) for outcome in outcomes):
+            response.headers[REPLAYED] = "true"
+        return response
 
     def _decode_batch(self, body: bytes, kind: str, skip: bool) -> tuple[list[Item], Batch]:
         items = self.decoder.decode_batch(body, kind)
@@ -136,7 +146,7 @@ class Handlers:
     async def query_means(self, request: BaseRequest) -> Response:
         """Answer the means of the UUIDs in the body, in their order, null for one without a score."""
         media_type(request.headers, (JSON,))
-        uuids = await _off_loop(decode_uuids, await self._read_body(request), self.batch_max_scores)
+        uuids = await _off_loop(decode_uuids, await read_body(request, self.body_max_bytes, self.body_timeout_seconds), self.batch_max_scores)
         tallies = await asyncio.to_thread(self.store.get, uuids)
         return respond([tally and _mean(uuid, tally) for uuid, tally in zip(uuids, tallies)])
 
@@ -153,9 +163,6 @@ class Handlers:
         if not self.writer.accepting:
             raise Stopping("the service is stopping")
         return respond({"status": "ready"})
-
-    async def _read_body(self, request: BaseRequest) -> bytes:
-        return await read_body(request, self.body_max_bytes, self.body_timeout_seconds)
 
 
 async def _off_loop(work: Callable[..., _Result], body: bytes, *rest: object) -> _Result:
@@ -186,13 +193,6 @@ def _result(item: Item, outcome: Tally | RequestError, index: int) -> Mean | dic
     problem = describe(outcome)
     problem.setdefault("errors", [{"pointer": f"/{index}/id", "detail": problem["detail"]}])
     return problem
-
-
-def _replayed(response: Response, outcomes: Sequence[Tally | RequestError]) -> Response:
-    """Return `response`, marked if every score in it was counted by an earlier request."""
-    if outcomes and all(isinstance(outcome, Replay) for outcome in outcomes):
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
 
 
 def _all_faults(items: Sequence[Item]) -> InvalidBatch:

@@ -29,7 +29,6 @@ from scoremean.errors import (
     InvalidScore,
     MalformedRequest,
     MethodNotAllowed,
-    RequestError,
     RequestTimeout,
     ScoremeanError,
     Unavailable,
@@ -85,7 +84,12 @@ class Response:
             head += b"Content-Length: %d\r\n\r\n" % len(self.body)
         if self.body is not None and request.method != "HEAD":
             head += self.body
-        await request.writer.write(head)
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        transport.write(head)
+        if request.protocol.writing_paused:
+            await request.writer.drain()
 
     async def write_eof(self) -> None:
         """Do nothing: `prepare`, after which aiohttp calls this, has sent all of it."""
@@ -163,6 +167,9 @@ async def _read_to_end(content: StreamReader, max_bytes: int) -> bytes:
 Handler = Callable[[web.BaseRequest], Awaitable[Response]]
 
 
+_NOTHING: dict[str, Handler] = {}
+
+
 class Route(NamedTuple):
     """What answers a method on a path. A path may end in one `{variable}`, which stands for all the rest, slashes included."""
 
@@ -185,6 +192,8 @@ class Router:
     def find(self, request: web.BaseRequest) -> Handler:
         """Return what answers `request`. Raises UnknownRoute, MethodNotAllowed."""
         path, method = request.rel_url.raw_path, request.method
+        if (handler := self._exact.get(path, _NOTHING).get(method)) is not None:
+            return handler
         exact, below = self._methods(path)
         if handler := exact.get(method) or below.get(method):
             return handler
@@ -197,7 +206,7 @@ class Router:
         raise UnknownRoute(f"there is no {path}; docs/http.md lists the routes")
 
     def _methods(self, path: str) -> tuple[dict[str, Handler], dict[str, Handler]]:
-        return self._exact.get(path, {}), self._below.get(path[: path.find("/", 1) + 1], {})
+        return self._exact.get(path, _NOTHING), self._below.get(path[: path.find("/", 1) + 1], _NOTHING)
 
 
 class Server(web.Server):
@@ -251,8 +260,6 @@ def _refusal(error: Exception, request: web.BaseRequest) -> Response:
             return response
         case ScoremeanError():
             return problem(error)
-        case web.HTTPException():
-            return problem(RequestError(error.reason))
         case web.RequestPayloadError() | ConnectionError():
             # Half a body. When the client is gone this answer is dropped; when it only stopped sending, it is read.
             return _last(problem(MalformedRequest("the body ended before it was complete")))

@@ -35,6 +35,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     store: Annotated[str, Meta(min_length=1), _about("the directory of the store; made if missing")] = "./scoremean-data"
     host: Annotated[str, _about("the loopback address to listen on; no other is accepted")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), _about("the TCP port to listen on; 0 picks a free one")] = 8080
+    workers: Annotated[int, Meta(ge=1, le=64), _about("processes that answer HTTP; past 1, one more owns the store")] = 1
     store_size_max_gib: Annotated[
         int, Meta(ge=1, le=1 << 16), _about("the size in GiB that the store may grow to; costs nothing until used")
     ] = 64

@@ -25,7 +25,7 @@ Waiting = list[asyncio.Future[Outcome]]
 
 
 class Writer:
-    """Gathers the scores of many requests into batches, one commit under way at a time.
+    """Gathers the scores of many requests into batches, of which `store.batches_max` are under way at a time.
 
     Args:
         store: where the batches go. The Writer does not close it.
@@ -43,6 +43,8 @@ class Writer:
         self._waiting: Waiting = []
         self._gathered_scores = 0
         self._committing_scores = 0
+        self._committing_batches = 0
+        self._called = False
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -76,8 +78,9 @@ class Writer:
                 f"{queued_scores} scores wait for a commit, of {self._queue_max_scores} that may;"
                 " nothing was counted, send it again later"
             )
-        if self._idle.is_set():
+        if not self._called and self._committing_batches < self._store.batches_max:
             # A turn of the loop later, so that the requests which arrived together are committed together.
+            self._called = True
             self._idle.clear()
             self._loop.call_soon(self._commit_gathered)
         answer = self._loop.create_future()
@@ -92,21 +95,26 @@ class Writer:
         await self._idle.wait()
 
     def _commit_gathered(self) -> None:
-        batch, waiting = self._gathering, self._waiting
-        self._gathering, self._waiting = [], []
-        self._gathered_scores, self._committing_scores = 0, self._gathered_scores
+        self._called = False
+        batch, waiting, scores = self._gathering, self._waiting, self._gathered_scores
+        self._gathering, self._waiting, self._gathered_scores = [], [], 0
         if not batch:
-            self._idle.set()
+            if not self._committing_batches:
+                self._idle.set()
             return
         try:
             future = self._store.submit(batch)
         except Exception as error:  # pylint: disable=broad-exception-caught  # whatever a store raises, none may hang
             self._fail(waiting, error)
             return
-        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._answer, waiting, done))
+        self._committing_scores += scores
+        self._committing_batches += 1
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._answer, waiting, scores, done))
 
-    def _answer(self, waiting: Waiting, done: StoreFuture[list[Outcome]]) -> None:
+    def _answer(self, waiting: Waiting, scores: int, done: StoreFuture[list[Outcome]]) -> None:
         """Hand the outcomes of a commit to the requests they belong to, and start the next commit."""
+        self._committing_scores -= scores
+        self._committing_batches -= 1
         error = done.exception()
         if error is None:
             _resolve(waiting, done.result())
@@ -115,17 +123,20 @@ class Writer:
         else:
             self._fail(waiting, error)
             return
-        self._commit_gathered()
+        if not self._called:
+            self._commit_gathered()
 
     def _fail(self, waiting: Waiting, error: BaseException) -> None:
-        _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
-        self.failed.set_result(error)
+        if not self.failed.done():
+            _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
+            self.failed.set_result(error)
         unknown = OutcomeUnknown("the commit failed: outcome unknown, retry with the same id")
         _resolve(waiting, [unknown] * len(waiting))
         stopping = Stopping("the service is stopping; nothing was counted, send it again")
         _resolve(self._waiting, [stopping] * len(self._waiting))
         self._gathering, self._waiting = [], []
-        self._idle.set()
+        if not self._committing_batches:
+            self._idle.set()
 
 
 def _resolve(waiting: Waiting, outcomes: Sequence[Outcome | ScoremeanError]) -> None:

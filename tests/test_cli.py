@@ -82,7 +82,7 @@ def test_serve_and_the_readers_beside_it(tmp_path, capsys):
 def test_serve_works_without_uvloop(tmp_path, monkeypatch, capsys):
     """It is optional."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert cli._loop_factory() is None  # pylint: disable=protected-access
+    assert cli.loop_factory() is None
     monkeypatch.setattr(cli, "serve", lambda *_: asyncio.sleep(0, result=False))
     assert cli.main(["serve", "--store", str(tmp_path)]) == 1
     assert capsys.readouterr().out == ""

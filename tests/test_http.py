@@ -11,7 +11,7 @@ from aiohttp import ClientSession
 
 from scoremean.app import Service
 from scoremean.errors import StoreFull
-from scoremean.model import Tally
+from scoremean.model import Score, Tally
 from tests.support import post
 
 OK_BODY = b'{"UUID": "a1-b1", "score": 5}'
@@ -59,6 +59,43 @@ async def test_a_path_may_be_written_otherwise(client, service, target):
     await post(client, "dup", 3)
     status, _, body = await exchange(service, raw_request(f"GET {target}"))
     assert (status, body["UUID"]) == (200, "dup")
+
+
+async def test_http_1_0_keeps_a_connection_that_asks_for_it(service):
+    """And is told so; another one is closed after its answer."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    for asked, told in (("keep-alive", "keep-alive"), ("x", "close")):
+        writer.write(f"GET /livez HTTP/1.0\r\nConnection: {asked}\r\n\r\n".encode())
+        status, headers, _ = await read_response(reader)
+        assert (status, headers["connection"]) == (200, told)
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_body_that_waits_to_be_asked_for(service):
+    """Expect: 100-continue is answered first; a client of HTTP/1.0 does not know it and is not told."""
+    for version, interim in (("1.1", b"HTTP/1.1 100 Continue\r\n\r\n"), ("1.0", b"")):
+        reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+        raw = raw_post("Expect: 100-Continue", body=b"", length=len(OK_BODY))
+        writer.write(raw.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+        assert await reader.readexactly(len(interim)) == interim
+        writer.write(OK_BODY)
+        assert (await read_response(reader))[0] == 200
+        writer.close()
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_a_long_answer(client, service):
+    """It is sent as fast as it is read, and others are answered meanwhile."""
+    uuids = [f"{n:0200}" for n in range(1000)]
+    service._writer._store.commit([Score(uuid, 1) for uuid in uuids])  # pylint: disable=protected-access
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"), limit=1 << 12)
+    writer.write(raw_request("GET /means?limit=1000") * 60)  # more than the kernel takes at once
+    for _ in range(20):
+        assert await post(client, "other", 3) == 3.0
+    for _ in range(60):
+        status, _, means = await read_response(reader)
+        assert (status, [mean["UUID"] for mean in means]) == (200, uuids)
+    writer.close()
 
 
 async def test_a_refusal_before_the_body_ends_the_connection(service, caplog):

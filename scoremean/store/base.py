@@ -22,7 +22,14 @@ Outcome = Tally | Voided | RequestError | list[Tally | RequestError]
 
 
 class Store(Protocol):
-    """Tallies by UUID. Safe to call from any thread; a context manager that closes itself."""
+    """Tallies by UUID. Safe to call from any thread; a context manager that closes itself.
+
+    Attributes:
+        batches_max: the batches that a Writer has under way at once. 1 where each is a commit of its own; more where
+            what comes in is gathered behind the store.
+    """
+
+    batches_max: int = 1
 
     @abstractmethod
     def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:

@@ -53,6 +53,7 @@ from scoremean.store.journal import IN_MEANS, Journal
 
 SIZE_MAX_BYTES = 64 << 30
 ID_RETENTION_SECONDS = 168 * 3600
+GIVE_WAY_MAX_SECONDS = 0.0005
 
 DATA_FILE = "data.mdb"
 LOCK_FILE = "scoremean.lock"
@@ -142,7 +143,13 @@ class LmdbStore(Store):
             raise StoreError(f"the store {self.path} is open for reading only")
         if self._closed:
             raise StoreError(f"the store {self.path} is closed")
-        return self._writer_thread.submit(self._commit, batch)
+        counted = Lock()  # taken until then; a bare lock, since an Event costs several times as much
+        counted.acquire()  # pylint: disable=consider-using-with
+        future = self._writer_thread.submit(self._commit, batch, counted)
+        # Give way until the batch waits for the disk, which needs no interpreter lock. A caller that goes on at once keeps that
+        # lock from the writer thread, with all that it does next: sending answers, for an event loop.
+        counted.acquire(timeout=GIVE_WAY_MAX_SECONDS)  # pylint: disable=consider-using-with
+        return future
 
     def get(self, uuids: Sequence[str]) -> list[Tally | None]:
         """Return the durable tally of each UUID, all as of the same commit; None for one without a score."""
@@ -282,21 +289,25 @@ class LmdbStore(Store):
             txn.put(codec.EPOCH_KEY, codec.pack_number(0), db=tables.meta)
         return tables
 
-    def _commit(self, batch: Sequence[Change]) -> list[Outcome]:
-        """Count `batch` in one transaction. Runs on the writer thread only."""
+    def _commit(self, batch: Sequence[Change], counted: Lock) -> list[Outcome]:
+        """Count `batch` in one transaction. Runs on the writer thread only.
+
+        Args:
+            counted: let go when all that is left is to make it durable.
+        """
         with self._reading:
             self._journal.turn()
         try:
-            return self._write(batch, fold=True)
+            return self._write(batch, counted, fold=True)
         except lmdb.MapFullError:
             pass
         # A fold copies pages; without it the batch may fit.
         try:
-            return self._write(batch, fold=False)
+            return self._write(batch, counted, fold=False)
         except lmdb.MapFullError as error:
             raise StoreFull(f"the store {self.path} has reached store_size_max_gib; restart with a larger one") from error
 
-    def _write(self, batch: Sequence[Change], fold: bool) -> list[Outcome]:
+    def _write(self, batch: Sequence[Change], counted: Lock, *, fold: bool) -> list[Outcome]:
         try:
             with self._env.begin(write=True, db=self._tables.means) as txn:
                 if fold:
@@ -306,6 +317,8 @@ class LmdbStore(Store):
                 commit = _Commit(txn, self._tables, meta, self._journal)
                 outcomes = commit.count(batch)
                 txn_id = txn.id()
+                if counted.locked():
+                    counted.release()
         except Exception:
             self._journal.abandon()
             raise

@@ -1,0 +1,216 @@
+"""`serve --workers N`: N processes answer HTTP, and the one that started them owns the store.
+
+    worker   Service -> Writer -> RemoteStore ══ socketpair ══╗
+    worker   Service -> Writer -> RemoteStore ══ socketpair ══╩═> parent: SharedStore -> Store
+
+A worker reads the store's files itself. It gets all it needs at its start: its sockets by inheritance, everything else as JSON
+on standard input; and it says on standard output that it listens. It stops by SIGTERM, or when the connection to the parent
+ends, however that died. The parent starts another one for a worker that ends by itself.
+
+Each worker listens on a socket of its own for the one port (SO_REUSEPORT), so the kernel spreads connections evenly. The parent
+holds these sockets too: what waits in the one of a worker that died is accepted by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+
+from scoremean.app import serve
+from scoremean.errors import ListenError, ScoremeanError
+from scoremean.settings import Settings
+from scoremean.store import open_store
+from scoremean.store.base import Store
+from scoremean.store.remote import RemoteStore, SharedStore
+
+QUICK_END_SECONDS = 1.0
+QUICK_ENDS_MAX = 5
+STOP_MARGIN_SECONDS = 10
+
+_log = logging.getLogger(__name__)
+
+
+class Start(Struct):
+    """What a worker is told at its start; sockets by the numbers of their descriptors."""
+
+    settings: Settings
+    version: str
+    connection: int
+    listening: list[int]
+
+
+async def serve_with_workers(settings: Settings, store: Store, version: str, announce: Callable[[str], None]) -> bool:
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT, or until a commit fails; see app.serve.
+
+    Returns whether it ended well: every score taken is durable, and every worker has answered what it took.
+
+    Raises:
+        ListenError: the address cannot be listened on.
+    """
+    parent = _Parent(settings, store, version, announce)
+    return await parent.run()
+
+
+def listen(host: str, port: int, workers: int) -> list[list[socket.socket]]:
+    """Return for each worker its listening sockets, one for each address of `host`; all have the same port.
+
+    Raises:
+        ListenError: the address cannot be listened on.
+    """
+    listening: list[list[socket.socket]] = [[] for _ in range(workers)]
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            # The first socket does not share the port, so that it is refused where anything listens; then it does.
+            first = socket.create_server((address[0], port), family=family)
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            port = first.getsockname()[1]
+            listening[0].append(first)
+            for sockets in listening[1:]:
+                sockets.append(socket.create_server((address[0], port), family=family, reuse_port=True))
+    except OSError as error:
+        _close(listening)
+        raise ListenError(f"cannot listen on {host} port {port}: {os.strerror(error.errno)}") from error
+    return listening
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's when it is installed: the same loop, faster."""
+    try:
+        import uvloop  # pylint: disable=import-outside-toplevel  # optional: the extra `speed`
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _close(listening: list[list[socket.socket]]) -> None:
+    for sockets in listening:
+        for one in sockets:
+            one.close()
+
+
+class _Parent:
+    """Starts the workers, commits what they send, starts another for one that ends by itself, and stops them."""
+
+    def __init__(self, settings: Settings, store: Store, version: str, announce: Callable[[str], None]):
+        self._settings = settings
+        self._store = store
+        self._version = version
+        self._announce = announce
+        self._shared = SharedStore(store)
+        self._stop = asyncio.Event()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._ready: set[int] = set()
+
+    async def run(self) -> bool:
+        """See serve_with_workers."""
+        # A first commit, so that the size that the store may grow to is on disk, from which the workers take it.
+        await asyncio.wrap_future(self._store.submit([]))
+        listening = listen(self._settings.host, self._settings.port, self._settings.workers)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._shared.failed.add_done_callback(lambda _: self._stop.set())
+        keepers = [asyncio.ensure_future(self._keep(slot, sockets)) for slot, sockets in enumerate(listening)]
+        await self._stop.wait()
+        _log.info("stopping the workers")
+        _close(listening)  # before the workers do, whose close is then the last one: what came in later is refused
+        for process in self._processes:
+            process.terminate()
+        timeout_seconds = self._settings.shutdown_timeout_seconds + STOP_MARGIN_SECONDS
+        _, late = await asyncio.wait(keepers, timeout=timeout_seconds)
+        for process in self._processes if late else ():
+            _log.error("worker %d did not stop in time and is killed", process.pid)
+            process.kill()
+        ended_well = all(await asyncio.gather(*keepers))
+        await self._shared.close()
+        return ended_well and not self._shared.failed.done()
+
+    async def _keep(self, slot: int, sockets: list[socket.socket]) -> bool:
+        """Run a worker, and another one when it ends by itself, until all stop. Return whether the last one ended well.
+
+        One that ends again and again as soon as it is started stops everything, for then the next one would too.
+        """
+        quick_ends = 0
+        try:
+            while quick_ends < QUICK_ENDS_MAX:
+                code, seconds = await self._work(slot, sockets)
+                if self._stop.is_set():
+                    return code in (0, -signal.SIGTERM)  # by the signal itself only while it was starting
+                quick_ends = quick_ends + 1 if seconds < QUICK_END_SECONDS else 0
+            _log.critical("workers end as soon as they are started, the service must stop")
+            return False
+        finally:
+            self._stop.set()
+
+    async def _work(self, slot: int, sockets: list[socket.socket]) -> tuple[int, float]:
+        """Run one worker until it ends. Return its exit code, and the seconds for which it listened."""
+        batches, worker_batches = socket.socketpair()
+        control, worker_control = socket.socketpair()
+        with worker_batches, worker_control:
+            start = Start(self._settings, self._version, worker_batches.fileno(), [one.fileno() for one in sockets])
+            process = subprocess.Popen(  # pylint: disable=consider-using-with  # it is waited for below
+                [sys.executable, "-P", "-m", __spec__.name],
+                stdin=worker_control,
+                stdout=worker_control,
+                pass_fds=[start.connection, *start.listening],
+                # The SIGINT of a terminal is for the parent alone, which then stops the workers.
+                start_new_session=True,
+                # With -P, it imports from where this process did, and from nowhere else.
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            )
+        self._processes.add(process)
+        await self._shared.connect(batches)
+        reader, writer = await asyncio.open_unix_connection(sock=control)
+        writer.write(msgspec.json.encode(start))
+        writer.write_eof()
+        url = (await reader.readline()).decode().strip()
+        listened_since = time.monotonic()
+        if url and slot not in self._ready:
+            self._ready.add(slot)
+            if len(self._ready) == self._settings.workers:
+                self._announce(url)
+        await reader.read()  # ends with the process, so that the wait for it is none
+        writer.close()
+        code = process.wait()
+        self._processes.remove(process)
+        if not self._stop.is_set():
+            _log.error("worker %d ended by itself with exit code %d; another one takes over", process.pid, code)
+        return code, time.monotonic() - listened_since
+
+
+async def _serve(start: Start) -> bool:
+    """Be a worker: serve until SIGTERM, or until the parent is gone. Return whether it ended well."""
+    store = RemoteStore(open_store(start.settings.store, readonly=True))
+    await store.connect(socket.socket(fileno=start.connection))
+    store.lost.add_done_callback(lambda _: signal.raise_signal(signal.SIGTERM))
+    with store:
+        listening = [socket.socket(fileno=number) for number in start.listening]
+        ended_well = await serve(start.settings, store, start.version, lambda url: print(url, flush=True), listening)
+    return ended_well and not store.lost.done()
+
+
+def main() -> int:
+    """Be the worker that standard input describes, and return its exit code."""
+    start = msgspec.json.decode(sys.stdin.buffer.read(), type=Start)
+    form = "%(asctime)s %(levelname)s worker %(process)d: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return 0 if runner.run(_serve(start)) else 1
+    except ScoremeanError as error:
+        _log.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""`serve --workers 2`, as real processes: everything that one process promises, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, TCPConnector
+from msgspec.structs import replace
+
+from scoremean import Score, Tally, cli, open_store, workers
+from scoremean.client import Client
+from scoremean.errors import ListenError
+from scoremean.store.lmdb import LmdbStore
+from scoremean.workers import listen, serve_with_workers
+from tests.support import Server, assert_sound, post
+from tests.test_process import Load, expected
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the process ids of the children of the process `pid`."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
+
+
+async def flood(url: str, scores: int, connections: int = 32) -> None:
+    """Post `scores` scores of few UUIDs, each with an id and twice, over many connections."""
+    todo = iter(range(scores))
+
+    async def client(session: ClientSession) -> None:
+        for n in todo:
+            score = {"UUID": f"u{n % 5}", "score": n % 6, "id": f"id-{n}"}
+            for replayed in (False, True):
+                async with session.post("/scores", json=score) as response:
+                    assert response.status == 200, await response.text()
+                    assert ("Idempotency-Replayed" in response.headers) is replayed
+
+    # A new connection for each request: the first one and its retry come to different workers as often as to the same.
+    async with ClientSession(url, connector=TCPConnector(limit=connections, force_close=True)) as session:
+        await asyncio.gather(*(client(session) for _ in range(connections)))
+
+
+def test_the_example_and_exact_tallies_under_load(tmp_path):
+    """The means of 5, 3, 4 one after the other; then many clients at once; retries count once, whichever worker has them."""
+
+    async def run(url: str) -> None:
+        async with ClientSession(url, connector=TCPConnector(force_close=True)) as session:
+            assert [await post(session, "a1-b1", score) for score in (5, 3, 4)] == [5.0, 4.0, 4.0]
+            # What was answered is there for every worker.
+            for _ in range(10):
+                async with session.get("/means/a1-b1") as response:
+                    assert await response.json() == {"UUID": "a1-b1", "mean": 4.0, "sum": 12, "count": 3}
+        await flood(url, 300)
+
+    with Server(tmp_path, "--workers", "2") as server:
+        assert len(workers_of(server.pid)) == 2
+        asyncio.run(run(server.url))
+        server.terminate()
+        code, messages = server.wait()
+    assert code == 0, messages
+    assert "Traceback" not in messages
+    with open_store(tmp_path, readonly=True) as store:
+        tallies = {f"u{k}": Tally(sum(n % 6 for n in range(300) if n % 5 == k), 60) for k in range(5)}
+        assert dict(store.scan(None, 10).tallies) == tallies | {"a1-b1": Tally(12, 3)}
+    assert_sound(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_cuts_no_counted_request(tmp_path, number):
+    """Exit code 0, and every count is exactly the answers."""
+    load = Load()
+    with Server(tmp_path, "--workers", "2") as server:
+        asyncio.run(load.run(server.url, 500, lambda: os.kill(server.pid, number)))
+        code, messages = server.wait()
+    assert code == 0, messages
+    assert "Traceback" not in messages
+    with open_store(tmp_path, readonly=True) as store:
+        assert store.get(list(load.answered)) == [expected(answered) for answered in load.answered.values()]
+    assert_sound(tmp_path)
+
+
+def test_sigkill_of_the_parent_loses_no_acknowledged_score(tmp_path):
+    """And the workers go by themselves: standard error, which they share, ends."""
+    load = Load()
+    with Server(tmp_path, "--workers", "2") as server:
+        asyncio.run(load.run(server.url, 500, server.kill))
+        assert server.wait()[0] == -signal.SIGKILL
+    assert_sound(tmp_path)
+    with Server(tmp_path, "--workers", "2"), open_store(tmp_path, readonly=True) as store:
+        for uuid, answered in load.answered.items():
+            [tally] = store.get([uuid])
+            assert tally in (expected(answered), expected(answered + 1))
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path):
+    """Clients that send again what was cut off lose nothing and count nothing twice."""
+
+    async def run(server: Server) -> None:
+        async with Client(server.url) as client:
+
+            async def send(number: int) -> None:
+                for n in range(50):
+                    await client.post(Score(f"u{number}", n % 6))
+                    if (number, n) == (0, 25):
+                        os.kill(workers_of(server.pid)[0], signal.SIGKILL)
+
+            await asyncio.gather(*(send(number) for number in range(16)))
+
+    with Server(tmp_path, "--workers", "2") as server:
+        before = workers_of(server.pid)
+        asyncio.run(run(server))
+        while len(after := workers_of(server.pid)) < 2:
+            pass
+        assert before[0] not in after and before[1] in after
+        with open_store(tmp_path, readonly=True) as store:
+            assert store.get([f"u{n}" for n in range(16)]) == [Tally(sum(n % 6 for n in range(50)), 50)] * 16
+        server.terminate()
+        code, messages = server.wait()
+    assert code == 0, messages
+    assert f"worker {before[0]} ended by itself with exit code -9; another one takes over" in messages
+    assert_sound(tmp_path)
+
+
+def test_workers_that_cannot_start_end_the_service(tmp_path):
+    """After a few tries, with exit code 1."""
+    with Server(tmp_path / "store", "--workers", "2") as server:
+        (tmp_path / "store").rename(tmp_path / "elsewhere")
+        os.kill(workers_of(server.pid)[0], signal.SIGKILL)
+        code, messages = server.wait()
+    assert code == 1
+    assert "there is no store at" in messages
+    assert "workers end as soon as they are started, the service must stop" in messages
+    assert "Traceback" not in messages
+    assert_sound(tmp_path / "elsewhere")
+
+
+def test_a_failed_commit_ends_all(tmp_path):
+    """The outcome is unknown, and the exit code 1."""
+
+    async def run(server: Server) -> None:
+        async with ClientSession(server.url) as session:
+            assert await post(session, "a", 5) == 5.0
+            limits = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (1, limits[1]))  # from now on no write to a file succeeds
+            async with session.post("/scores", json={"UUID": "a", "score": 1}) as response:
+                assert response.status == 503
+                assert (await response.json())["type"] == "urn:scoremean:outcome-unknown"
+            resource.prlimit(server.pid, resource.RLIMIT_FSIZE, limits)  # or it could not write what it has covered
+
+    with Server(tmp_path, "--workers", "2") as server:
+        asyncio.run(run(server))
+        code, messages = server.wait()
+    assert code == 1
+    assert "a commit failed" in messages
+    with open_store(tmp_path, readonly=True) as store:
+        assert store.get(["a"]) == [Tally(5, 1)]
+
+
+async def test_a_worker_that_does_not_stop_is_killed(store, settings, monkeypatch):
+    """In the end; and then it is no good end."""
+    monkeypatch.setattr(workers, "STOP_MARGIN_SECONDS", 0)
+    settings = replace(settings, store=str(store.path), workers=2, shutdown_timeout_seconds=1)
+    before = workers_of(os.getpid())
+    announced = asyncio.get_running_loop().create_future()
+    serving = asyncio.ensure_future(serve_with_workers(settings, store, "1.2.3", announced.set_result))
+    async with ClientSession(await announced) as client:
+        assert await post(client, "a", 5) == 5.0
+    os.kill(next(pid for pid in workers_of(os.getpid()) if pid not in before), signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await serving is False
+    assert workers_of(os.getpid()) == before
+
+
+def test_what_prevents_a_start_is_one_sentence(tmp_path, capsys):
+    """The same as with one process: the store is in use, the address is in use."""
+    with Server(tmp_path / "store", "--workers", "2") as server:
+        port = server.url.rpartition(":")[2]
+        for store, message in (("store", f"is in use by process {server.pid}"), ("other", "Address already in use")):
+            for number in ("1", "2"):
+                arguments = ["serve", "--store", str(tmp_path / store), "--port", port, "--workers", number]
+                assert cli.main(arguments) == 3
+                errors = capsys.readouterr().err
+                assert message in errors and errors.count("\n") == 1
+
+
+def test_all_sockets_have_one_port_and_each_gets_its_share():
+    """The kernel spreads the connections; nobody else can listen on the port."""
+    listening = listen("127.0.0.1", 0, 3)
+    [port] = {one.getsockname()[1] for [one] in listening}
+    with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+        listen("127.0.0.1", port, 2)
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    for [one] in listening:
+        one.settimeout(10)
+        one.accept()[0].close()  # there is one: with 100 connections it is certain, but for a chance of 10 ** -17
+    for one in [*clients, *(one for [one] in listening)]:
+        one.close()
+
+
+def test_the_first_commit_tells_readers_how_large_the_store_may_grow(tmp_path):
+    """A worker that took the size from before would fail to read once the store has outgrown it."""
+    LmdbStore(tmp_path, size_max_bytes=1 << 20).close()
+    with LmdbStore(tmp_path, size_max_bytes=1 << 22) as store:
+        store.commit([])
+    with LmdbStore(tmp_path, readonly=True) as store:
+        assert store.stats().store_size_max_bytes == 1 << 22
+        assert store.get([Score("a", 1).uuid]) == [None]
