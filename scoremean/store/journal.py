@@ -21,6 +21,7 @@ Rules, on which the rest stands:
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -30,11 +31,12 @@ import lmdb
 from scoremean import codec
 from scoremean.model import Tally
 
-FOLD_AT_ENTRIES = 1 << 18
+FOLD_AT_ENTRIES = 3 << 17
 FOLD_SLICE_UUIDS = 512
 SORT_SLICE_UUIDS = 4096
 DROP_SLICE_RECORDS = 64
 BATCH_MAX_ENTRIES = 4096
+SHARDS = 64
 
 # An entry that says: what stands in `means` is newer.
 IN_MEANS = Tally(0, 0)
@@ -52,6 +54,7 @@ class Journal:
         self._newer, self._older = (_Part(table) for table in tables)
         self._means = means
         self._slices: Iterator[list[str]] | None = None
+        self._dead: list[dict[str, Tally]] = []
         self._appended: _Appended | None = None
         self._emptied = False
 
@@ -62,14 +65,18 @@ class Journal:
 
     def get(self, uuid: str) -> Tally | None:
         """Return the tally of `uuid`, or None where `means` says what it is."""
-        entry = self._newer.tallies.get(uuid)
+        shard = hash(uuid) % SHARDS
+        entry = self._newer.shards[shard].get(uuid)
         if entry is None:
-            entry = self._older.tallies.get(uuid)
+            entry = self._older.shards[shard].get(uuid)
         return entry if entry is not None and entry.count else None
 
     def all(self) -> dict[str, Tally]:
         """Return a copy of all that the journal says, as `get` does."""
-        return {uuid: tally for uuid, tally in (self._older.tallies | self._newer.tallies).items() if tally.count}
+        every: dict[str, Tally] = {}
+        for shard in self._older.shards + self._newer.shards:
+            every |= shard
+        return {uuid: tally for uuid, tally in every.items() if tally.count}
 
     def read(self, txn: lmdb.Transaction) -> None:
         """Read the records that `txn` sees and that were not read before, and let go of those that were dropped since.
@@ -94,15 +101,17 @@ class Journal:
 
     def fold(self, txn: lmdb.Transaction) -> bool:
         """Do a slice of the fold in `txn`, before its batch is counted. Return whether there was anything to do."""
+        if self._dead:
+            self._dead.pop()  # a shard at a time, as everything here
         if not self._older.last:
             return False
         if self._slices is None:
-            self._slices = _in_order(list(self._older.tallies))
+            self._slices = _in_order(self._older.shards)
         if (uuids := next(self._slices, None)) is None:
             self._emptied = self._older.drop(txn)
             return True
-        older, newer = self._older.tallies, self._newer.tallies
-        tallies = ((uuid, older[uuid]) for uuid in uuids if uuid not in newer)
+        older, newer = self._older, self._newer
+        tallies = ((uuid, older.get(uuid)) for uuid in uuids if newer.get(uuid) is None)
         txn.cursor(self._means).putmulti(
             [(codec.pack_uuid(uuid), codec.pack_tally(tally.sum, tally.count)) for uuid, tally in tallies if tally.count]
         )
@@ -123,6 +132,7 @@ class Journal:
         self._appended = None
         self._newer.add(appended.number, appended.tallies, appended.total)
         if self._emptied:
+            self._dead = self._older.shards
             self._older.clear()
             self._slices, self._emptied = None, False
 
@@ -144,7 +154,8 @@ class _Part:
 
     Attributes:
         table: the handle.
-        tallies: the newest entry of each UUID.
+        shards: the newest entry of each UUID, in dicts by its hash: to grow one large dict, or to free it, would take as long as
+            many commits.
         entries: entries in all its records, which bounds how long it takes to read.
         last: the number of the newest record; 0 if there is none.
         total: the tally over all UUIDs, in that record.
@@ -152,21 +163,27 @@ class _Part:
 
     def __init__(self, table: object):
         self.table = table
-        self.tallies: dict[str, Tally] = {}
+        self.shards: list[dict[str, Tally]] = [{} for _ in range(SHARDS)]
         self.entries = 0
         self.last = 0
         self.total = Tally(0, 0)
 
     def clear(self) -> None:
         """Let go of everything: the table is empty, or holds none of what was read."""
-        self.tallies = {}
+        self.shards = [{} for _ in range(SHARDS)]
         self.entries = 0
         self.last = 0
         self.total = Tally(0, 0)
 
+    def get(self, uuid: str) -> Tally | None:
+        """Return the newest entry of `uuid`, if there is one."""
+        return self.shards[hash(uuid) % SHARDS].get(uuid)
+
     def add(self, number: int, tallies: Mapping[str, Tally], total: Tally) -> None:
         """Take over a record."""
-        self.tallies.update(tallies)
+        shards = self.shards
+        for uuid, tally in tallies.items():
+            shards[hash(uuid) % SHARDS][uuid] = tally
         self.entries += len(tallies)
         self.last = number
         self.total = total
@@ -192,15 +209,16 @@ class _Part:
             return not cursor.first()
 
 
-def _in_order(uuids: Sequence[str]) -> Iterator[list[str]]:
-    """Yield `uuids` in order, a slice at a time.
+def _in_order(shards: Sequence[Mapping[str, Tally]]) -> Iterator[list[str]]:
+    """Yield the UUIDs of all shards in order, a slice at a time.
 
     To sort all of them at once would hold up everything else for tenths of a second. So short runs are sorted, with an empty
     slice yielded after each, and then merged.
     """
+    uuids = itertools.chain.from_iterable(shards)
     runs = []
-    for start in range(0, len(uuids), SORT_SLICE_UUIDS):
-        runs.append(sorted(uuids[start : start + SORT_SLICE_UUIDS]))
+    while some := list(islice(uuids, SORT_SLICE_UUIDS)):
+        runs.append(sorted(some))
         yield []
     merged = heapq.merge(*runs)
     while some := list(islice(merged, FOLD_SLICE_UUIDS)):
