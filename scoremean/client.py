@@ -249,6 +249,29 @@ class Client:
         raise error
 
 
+class Served:
+    """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
+
+    def __init__(self, url: str):
+        self._client = Client(url)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        self._runner.run(self._client.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.__aexit__())
+        self._runner.close()
+
+    def commit(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
+        """Return one result a score, once all are durable; sent again, with the same ids, until they are answered."""
+        return self._runner.run(self._post(scores))
+
+    async def _post(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
+        return [result async for result in self._client.post_many(scores, skip=True)]
+
+
 def _kinds(base: type[ScoremeanError]) -> Iterator[tuple[str, type[ScoremeanError]]]:
     """Yield every error with a slug of its own, by its slug."""
     if "slug" in vars(base):

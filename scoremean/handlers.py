@@ -146,7 +146,8 @@ class Handlers:
     async def query_means(self, request: BaseRequest) -> Response:
         """Answer the means of the UUIDs in the body, in their order, null for one without a score."""
         media_type(request.headers, (JSON,))
-        uuids = await _off_loop(decode_uuids, await read_body(request, self.body_max_bytes, self.body_timeout_seconds), self.batch_max_scores)
+        body = await read_body(request, self.body_max_bytes, self.body_timeout_seconds)
+        uuids = await _off_loop(decode_uuids, body, self.batch_max_scores)
         tallies = await asyncio.to_thread(self.store.get, uuids)
         return respond([tally and _mean(uuid, tally) for uuid, tally in zip(uuids, tallies)])
 
@@ -180,17 +181,19 @@ def _batch_response(
     _: bytes, items: Sequence[Item], outcomes: Sequence[Tally | RequestError], kind: str
 ) -> Response:
     left = iter(outcomes)
-    results = [
-        _result(item, item if isinstance(item, InvalidScore) else next(left), index) for index, item in enumerate(items)
-    ]
+    results = []
+    for index, item in enumerate(items):
+        outcome = item if isinstance(item, InvalidScore) else next(left)
+        if isinstance(outcome, Tally):
+            results.append(Mean(item.uuid, outcome.sum / outcome.count))
+        else:
+            results.append(_result(outcome, index))
     return respond(results, content_type=kind)
 
 
-def _result(item: Item, outcome: Tally | RequestError, index: int) -> Mean | dict[str, Any]:
-    """Return what the answer to a batch says of one score: its mean, or the problem that it is."""
-    if isinstance(outcome, Tally):
-        return Mean(item.uuid, outcome.mean)
-    problem = describe(outcome)
+def _result(error: RequestError, index: int) -> dict[str, Any]:
+    """Return what the answer to a batch says of a score that is at fault: the problem that it is."""
+    problem = describe(error)
     problem.setdefault("errors", [{"pointer": f"/{index}/id", "detail": problem["detail"]}])
     return problem
 

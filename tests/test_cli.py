@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import scoremean
-from scoremean import Score, cli, open_store
+from scoremean import Score, cli, open_store, workers
 from tests.support import Server, scores_of
 
 
@@ -82,8 +82,8 @@ def test_serve_and_the_readers_beside_it(tmp_path, capsys):
 def test_serve_works_without_uvloop(tmp_path, monkeypatch, capsys):
     """It is optional."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert cli.loop_factory() is None
-    monkeypatch.setattr(cli, "serve", lambda *_: asyncio.sleep(0, result=False))
+    assert workers.loop_factory() is None
+    monkeypatch.setattr("scoremean.app.serve", lambda *_: asyncio.sleep(0, result=False))
     assert cli.main(["serve", "--store", str(tmp_path)]) == 1
     assert capsys.readouterr().out == ""
 

@@ -32,10 +32,10 @@ from scoremean import codec
 from scoremean.model import Tally
 
 FOLD_AT_ENTRIES = 3 << 17
-FOLD_SLICE_UUIDS = 512
-SORT_SLICE_UUIDS = 4096
+FOLD_SLICE_UUIDS = 1024
+SORT_SLICE_UUIDS = 2048
 DROP_SLICE_RECORDS = 64
-BATCH_MAX_ENTRIES = 4096
+BATCH_MAX_ENTRIES = 16_384
 SHARDS = 64
 
 # An entry that says: what stands in `means` is newer.
@@ -154,8 +154,7 @@ class _Part:
 
     Attributes:
         table: the handle.
-        shards: the newest entry of each UUID, in dicts by its hash: to grow one large dict, or to free it, would take as long as
-            many commits.
+        shards: the newest entry of each UUID, in dicts by its hash: to grow or free a single large one would hold up a commit.
         entries: entries in all its records, which bounds how long it takes to read.
         last: the number of the newest record; 0 if there is none.
         total: the tally over all UUIDs, in that record.
@@ -181,9 +180,9 @@ class _Part:
 
     def add(self, number: int, tallies: Mapping[str, Tally], total: Tally) -> None:
         """Take over a record."""
-        shards = self.shards
+        shards, size = self.shards, SHARDS
         for uuid, tally in tallies.items():
-            shards[hash(uuid) % SHARDS][uuid] = tally
+            shards[hash(uuid) % size][uuid] = tally
         self.entries += len(tallies)
         self.last = number
         self.total = total

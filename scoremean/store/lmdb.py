@@ -411,6 +411,8 @@ class _Commit:
         return tally
 
     def _batch(self, batch: Batch) -> Outcome:
+        if all(score.id is None for score in batch.scores):
+            return self._add_all(batch.scores)
         if not batch.skip and (faults := tuple(self._refusals(batch.scores))):
             return InvalidBatch(f"{len(faults)} of {len(batch.scores)} scores are at fault, so none was counted", faults)
         return [self._score(score) for score in batch.scores]
@@ -460,7 +462,7 @@ class _Commit:
         return default
 
     def _add(self, uuid: str, total: int, count: int) -> Tally:
-        old = self._tally(uuid)
+        old = self._tallies.get(uuid) or self._stored(uuid)
         if not old.count:
             self._new.add(uuid)
         tally = self._tallies[uuid] = Tally(old.sum + total, old.count + count)
@@ -468,8 +470,27 @@ class _Commit:
         self._count += count
         return tally
 
+    def _add_all(self, scores: Sequence[Score]) -> list[Tally | RequestError]:
+        """Do for each score what `_add` does, in one loop: a large batch spends most of its time here."""
+        tallies, outcomes, total = self._tallies, [], 0
+        for score in scores:
+            uuid, change = score.uuid, score.score
+            old = tallies.get(uuid) or self._stored(uuid)
+            if not old.count:
+                self._new.add(uuid)
+            tallies[uuid] = tally = Tally(old.sum + change, old.count + 1)
+            outcomes.append(tally)
+            total += change
+        self._sum += total
+        self._count += len(scores)
+        return outcomes
+
     def _tally(self, uuid: str) -> Tally:
-        if (tally := self._tallies.get(uuid) or self._journal.get(uuid)) is None:
+        return self._tallies.get(uuid) or self._stored(uuid)
+
+    def _stored(self, uuid: str) -> Tally:
+        """Return the tally of a UUID before this commit."""
+        if (tally := self._journal.get(uuid)) is None:
             value = self._txn.get(codec.pack_uuid(uuid), db=self._tables.means)
             tally = codec.unpack_tally(value) if value else IN_MEANS
         return tally
