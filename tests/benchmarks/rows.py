@@ -66,7 +66,8 @@ def peers(run: Run) -> Result:
     """The same single posts over 64 connections as in `single`, to services of the usual kind that are equally durable.
 
     FastAPI is served by uvicorn with uvloop and httptools, without an access log, in 2 workers unless it says one; scoremean is
-    one process throughout. The goal is judged against both, since its prototype had one worker. Redis has
+    one process throughout. The goal is judged against both, since its prototype had one worker. The no-op is there too: no
+    service on this framework can be further ahead of a peer than it is. Redis has
     `appendonly yes` and `appendfsync always`, and adds in one script; PostgreSQL has `fsync` and `synchronous_commit` on, and
     upserts over pools of 16; both are reached over Unix sockets. SQLite is in WAL with `synchronous=FULL`, under gunicorn with
     4 workers of 2 threads. tests/benchmarks/subjects.py has what else was tried.
@@ -74,6 +75,7 @@ def peers(run: Run) -> Result:
     missing = []
     with ExitStack() as stack:
         subject = {"scoremean": (stack.enter_context(run.scoremean()), run.posts)}
+        subject["no-op"] = (stack.enter_context(subjects.noop(run.place())), run.posts)
         for peer in subjects.ALL_PEERS:
             try:
                 subjects.require_peers(install=not run.quick)
@@ -81,9 +83,10 @@ def peers(run: Run) -> Result:
             except Missing as error:
                 missing.append(f"{peer.name} is missing: {error}.")
         values, result = _rates(run, subject)
-    for name in list(values)[1:]:
+    for name in list(values)[2:]:
         goal = 12 if "SQLite" in name else 8
         result.add(ratio(f"scoremean to {name}", values["scoremean"], values[name], at_least=goal))
+        result.add(ratio(f"the no-op to {name}", values["no-op"], values[name]))
     result.notes += missing
     return result
 
