@@ -20,16 +20,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scoremean import codec, open_store
 from scoremean.errors import (
     IdVoided,
+    StoreDamaged,
     StoreError,
     StoreForeign,
     StoreFull,
     StoreInUse,
     StoreMissing,
+    Stopping,
     UnknownId,
 )
 from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store import journal
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.lmdb import DISK_RESERVE_BYTES, LmdbStore
 from tests.store_contract import StoreContract
 from tests.support import LONG, SMALL_JOURNAL, Oracle, assert_sound, plain, scores_of
 
@@ -323,3 +325,83 @@ def _overwrite(path: Path, table: bytes, key: bytes, value: bytes) -> None:
         handle = env.open_db(table)
         with env.begin(write=True) as txn:
             txn.put(key, value, db=handle)
+
+
+@pytest.fixture(name="checks")
+def fixture_checks(monkeypatch) -> list[Path]:
+    """The stores that were checked at an open."""
+    checks: list[Path] = []
+    check = LmdbStore.check
+    monkeypatch.setattr(LmdbStore, "check", lambda self: checks.append(self.path) or check(self))
+    return checks
+
+
+def _killed_writer(path: Path) -> None:
+    code = "import os, sys, scoremean; scoremean.open_store(sys.argv[1]).commit([scoremean.Score('a', 5)]); os._exit(1)"
+    subprocess.run([sys.executable, "-c", code, path], check=False)
+
+
+def test_a_store_is_checked_after_a_power_cut_and_not_after_a_kill(tmp_path, checks, monkeypatch, caplog):
+    """Within one boot the kernel has all that a killed process wrote; a new boot says that it may not."""
+    _killed_writer(tmp_path / "store")
+    LmdbStore(tmp_path / "store").close()
+    assert not checks
+    _killed_writer(tmp_path / "store")
+    (tmp_path / "boot").write_text("another\n")
+    monkeypatch.setattr("scoremean.store.lmdb.BOOT_ID", tmp_path / "boot")
+    with LmdbStore(tmp_path / "store") as store:
+        assert len(checks) == 1 and "checking it" in caplog.text
+        assert store.get(["a"]) == [Tally(10, 2)]
+    LmdbStore(tmp_path / "store").close()
+    assert len(checks) == 1, "it was closed"
+
+
+def test_a_damaged_store_is_refused_until_it_is_restored(tmp_path, monkeypatch):
+    """Not only by the first open after the power cut."""
+    _killed_writer(tmp_path / "store")
+    lock = (tmp_path / "store" / "scoremean.lock").read_text()
+    _overwrite(tmp_path / "store", codec.JOURNAL_TABLES[0], b"\0" * 7 + b"\1", codec.pack_record({}, Tally(7, 3)))
+    (tmp_path / "store" / "scoremean.lock").write_text(lock)
+    (tmp_path / "boot").write_text("another\n")
+    monkeypatch.setattr("scoremean.store.lmdb.BOOT_ID", tmp_path / "boot")
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match="is damaged: the tallies add up to .*; restore a backup"):
+            LmdbStore(tmp_path / "store")
+
+
+def test_a_failed_commit_stops_the_store(tmp_path, checks, monkeypatch):
+    """It takes nothing more, shows nothing that may not be on disk, and the next open checks it."""
+    store = LmdbStore(tmp_path)
+    store.commit([Score("a", 5)])
+
+    def fail(*_):
+        raise lmdb.Error("mdb_txn_commit: Input/output error")
+
+    monkeypatch.setattr(journal.Journal, "append", fail)
+    with pytest.raises(lmdb.Error):
+        store.commit([Score("a", 3)])
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="a commit to the store .* has failed; open it again"):
+        store.submit([Score("a", 3)])
+    with pytest.raises(Stopping, match="a commit has failed"):
+        store.get(["a"])
+    store.close()
+    monkeypatch.setattr(LmdbStore, "check", lambda self: checks.append(self.path) or [])
+    with LmdbStore(tmp_path) as store:
+        assert len(checks) == 1
+        assert store.get(["a"]) == [Tally(5, 1)]
+
+
+def test_a_disk_that_is_nearly_full_refuses_a_commit_and_is_forgiven(store, monkeypatch):
+    """Before anything is written. What is free decides, and how much the batch may need."""
+    def nearly_full(descriptor):
+        values = list(os.statvfs(descriptor))
+        values[0], values[1], values[4] = 4096, 4096, DISK_RESERVE_BYTES // 4096 + 100
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr("os.fstatvfs", nearly_full)
+    assert store.commit([Score("a", 5)]) == [Tally(5, 1)]
+    with pytest.raises(StoreFull, match="has 16 MiB free, of 23 MiB that a commit may need; nothing was counted"):
+        store.commit([Batch([Score("a", 5)] * 1000)])
+    monkeypatch.undo()
+    assert store.commit([Score("a", 5)]) == [Tally(10, 2)]

@@ -17,6 +17,7 @@ process that stops while it reads pins the pages it saw, so the file grows until
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +45,7 @@ from scoremean.errors import (
     StoreFull,
     StoreInUse,
     StoreMissing,
+    Stopping,
     UnknownId,
     UnknownUUID,
 )
@@ -55,8 +57,16 @@ SIZE_MAX_BYTES = 64 << 30
 ID_RETENTION_SECONDS = 168 * 3600
 GIVE_WAY_MAX_SECONDS = 0.0005
 
+# The disk must have this much room before a commit: what a fold and the store's own pages may take, and for each score a page
+# of its own and one that is split off it.
+DISK_RESERVE_BYTES = 16 << 20
+SCORE_RESERVE_BYTES = 8 << 10
+
 DATA_FILE = "data.mdb"
 LOCK_FILE = "scoremean.lock"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_log = logging.getLogger(__name__)
 
 
 class _Tables(NamedTuple):
@@ -91,6 +101,7 @@ class LmdbStore(Store):
         StoreMissing: `readonly`, and there is no store at `path`.
         StoreInUse: another process, or this one, has the store open for writing.
         StoreForeign: `path` holds something else, or a newer format.
+        StoreDamaged: the store was not closed before a power cut or after a failed commit, and `check` finds damage.
         StoreError: the operating system refuses the directory; the message says why.
     """
 
@@ -106,15 +117,14 @@ class LmdbStore(Store):
         self.path = Path(path)
         self._id_retention_seconds = id_retention_seconds
         self._clock = clock
-        self._readonly = readonly
-        self._closed = False
-        self._lock = None
+        self._closed = self._failed = False
+        self._lock: _WriterLock | None = None
         try:
             if readonly:
                 _require_store(self.path)
             else:
                 _make_directory(self.path)
-                self._lock = _lock_for_writing(self.path)
+                self._lock = _WriterLock(self.path)
             self._env = _open_environment(self.path, 0 if readonly else size_max_bytes, readonly)
         except OSError as error:
             self._unlock()
@@ -133,16 +143,21 @@ class LmdbStore(Store):
                     codec.unpack_number(txn.get(codec.EPOCH_KEY, b"")),
                 )
                 self._journal.read(txn)
+            if self._lock is not None and self._lock.in_doubt:
+                self._require_sound()
+                self._lock.trust()
         except Exception:
             self.close()
             raise
 
     def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:
         """Start to count `batch`, all or nothing; see Store.submit."""
-        if self._readonly:
+        if self._lock is None:
             raise StoreError(f"the store {self.path} is open for reading only")
         if self._closed:
             raise StoreError(f"the store {self.path} is closed")
+        if self._failed:
+            raise StoreError(f"a commit to the store {self.path} has failed; open it again")
         counted = Lock()  # taken until then; a bare lock, since an Event costs several times as much
         counted.acquire()  # pylint: disable=consider-using-with
         future = self._writer_thread.submit(self._commit, batch, counted)
@@ -235,11 +250,13 @@ class LmdbStore(Store):
         """Return a read transaction of the last commit, and bring the journal up to it."""
         if self._closed:
             raise StoreError(f"the store {self.path} is closed")
+        if self._failed:  # LMDB refuses everything then, or shows what is not on disk
+            raise Stopping("a commit has failed and the service is stopping; nothing was read")
         try:
             txn = self._env.begin()
         except lmdb.MapResizedError as error:
             raise StoreError(f"the store {self.path} was restarted with a larger size and has grown; open it again") from error
-        if self._readonly:
+        if self._lock is None:
             self._journal.read(txn)
         else:
             self._journal.settle(txn.id())
@@ -252,7 +269,7 @@ class LmdbStore(Store):
     def _open_tables(self) -> _Tables:
         """Check the format, or write it when the store is new; return the tables."""
         try:
-            if not self._readonly and self._env.stat()["entries"] == 0:
+            if self._lock is not None and self._env.stat()["entries"] == 0:
                 return self._create_tables()
             tables = _Tables(
                 self._env.open_db(codec.META_TABLE, create=False),
@@ -295,6 +312,7 @@ class LmdbStore(Store):
         Args:
             counted: let go when all that is left is to make it durable.
         """
+        self._require_free(batch)
         with self._reading:
             self._journal.turn()
         try:
@@ -319,13 +337,35 @@ class LmdbStore(Store):
                 txn_id = txn.id()
                 if counted.locked():
                     counted.release()
-        except Exception:
+        except lmdb.MapFullError:
             self._journal.abandon()
+            raise
+        except Exception:
+            # What is on disk is unknown, and LMDB would go on all the same.
+            self._failed = self._lock.in_doubt = True
             raise
         self._meta = commit.meta
         with self._reading:
             self._journal.settle(txn_id)
         return outcomes
+
+    def _require_free(self, batch: Sequence[Change]) -> None:
+        """Refuse a batch while the disk is nearly full: an error in the middle of a commit would be an unknown outcome."""
+        disk = os.fstatvfs(self._lock.descriptor)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        scores = sum(len(change.scores) if isinstance(change, Batch) else 1 for change in batch)
+        if free_bytes < (needed_bytes := DISK_RESERVE_BYTES + scores * SCORE_RESERVE_BYTES):
+            raise StoreFull(
+                f"the disk of the store {self.path} has {free_bytes >> 20} MiB free, of {needed_bytes >> 20} MiB that a commit"
+                " may need; nothing was counted, make room and send it again"
+            )
+
+    def _require_sound(self) -> None:
+        """Check the whole store, since it may not be as the last writer left it. Raises StoreDamaged."""
+        _log.warning("the store %s was not closed before a power cut or after a failed commit: checking it", self.path)
+        if damages := self.check():
+            more = f", and {len(damages) - 1} more" if damages[1:] else ""
+            raise StoreDamaged(f"the store {self.path} is damaged: {damages[0]}{more}; restore a backup")
 
     def _rotate_ids(self, txn: lmdb.Transaction) -> Generation:
         """Return which ids table takes new ids, having emptied the older one if the newer one is as old as ids are kept.
@@ -343,8 +383,7 @@ class LmdbStore(Store):
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.release()
 
 
 class _Commit:
@@ -530,21 +569,46 @@ def _make_directory(path: Path) -> None:
     _fsync_directory(path.parent)
 
 
-def _lock_for_writing(path: Path) -> int:
-    """Return a descriptor that holds the writer's lock until it is closed, by us or by the death of this process.
+class _WriterLock:
+    """The writer's lock on a store, held until `release` or the death of this process.
 
     LMDB lets several processes write in turn; the totals that a Writer hands out, and a drain, need there to be only one.
+
+    Its file also tells whether the last writer left the store in doubt. It is empty after a close; else it has the process id
+    of the writer and the id of the boot in which it ran. A process that was killed leaves its writes to the kernel, so within
+    one boot nothing is in doubt; after a power cut or a failed commit it is.
+
+    Attributes:
+        descriptor: of the file.
+        in_doubt: the store must be checked; set by a failed commit, too.
     """
-    descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise StoreInUse(f"the store {path} is in use by process {owner or '(unknown)'}; stop it first") from None
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        left = os.read(self.descriptor, 256).decode("ascii", "replace").split()
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.descriptor)
+            owner = left[0] if left else "(unknown)"
+            raise StoreInUse(f"the store {path} is in use by process {owner}; stop it first") from None
+        self._boot = BOOT_ID.read_text(encoding="ascii").strip()
+        self.in_doubt = bool(left) and left[1:] != [self._boot]
+        self._write(f"{os.getpid()} {'in-doubt' if self.in_doubt else self._boot}\n")
+
+    def trust(self) -> None:
+        """Take the store for sound from now on: it was checked."""
+        self.in_doubt = False
+        self._write(f"{os.getpid()} {self._boot}\n")
+
+    def release(self) -> None:
+        """Let go of the lock, after the store was closed."""
+        self._write("in-doubt\n" if self.in_doubt else "")
+        os.close(self.descriptor)
+
+    def _write(self, text: str) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, text.encode(), 0)
 
 
 def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.Environment:
