@@ -6,12 +6,14 @@ Format 1:
     means         the UUID, UTF-8        msgpack [sum, count]
     ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, 1, sum, count, voided, epoch]: what was added, first answer
                   0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs
-    journal-0, -1 record number, 8 bytes msgpack [sum, count, [UUID, sum, count, UUID, ...]]: over all UUIDs, then new tallies
+    journal-0, -1 record number, 8 bytes msgpack [sum, count, [UUID, sum, count, UUID, ...], ids, n, [key, value, key, ...]]:
+                                         over all UUIDs, new tallies, how many ids are kept, new records of ids for ids-n
     meta          "format"               msgpack 1
     meta          "epoch"                msgpack integer: how many times a UUID was forgotten
     meta          "generation"           msgpack [n, since]: new ids go to the table ids-n, since that Unix time in seconds
 
-What a UUID's tally is, the newest record of the journal that names it says, unless with a count of 0, and otherwise `means`.
+What a UUID's tally is, the newest record of the journal that names it says, unless with a count of 0, and otherwise `means`;
+likewise for ids.
 Record numbers go up by one, big-endian, over both tables; all records of the one are newer than all of the other.
 
 UTF-8 keeps the order of code points, so LMDB's order of keys is the order of UUIDs. msgpack writes an integer in as few
@@ -54,6 +56,24 @@ class IdRecord(Struct, frozen=True, gc=False):
     first: Tally
     epoch: int = 0
     voided: bool = False
+
+
+class Record(Struct, frozen=True, gc=False):
+    """What a commit appends to the journal.
+
+    Attributes:
+        tallies: the new tally of each UUID; one with the count 0 says that `means` is newer.
+        total: the tally over all UUIDs.
+        ids: the new records of ids, packed, by their keys.
+        kept: how many ids are kept.
+        ids_table: which of the two tables of ids they belong to.
+    """
+
+    tallies: Mapping[str, Tally]
+    total: Tally
+    ids: Mapping[bytes, bytes]
+    kept: int
+    ids_table: int
 
 
 class Generation(Struct, frozen=True, gc=False):
@@ -99,21 +119,26 @@ def unpack_record_number(key: bytes) -> int:
     return int.from_bytes(key, "big")
 
 
-def pack_record(tallies: Mapping[str, Tally], total: Tally) -> bytes:
-    """Return the bytes of a journal record: the new tallies of a commit, and the tally over all UUIDs after it."""
-    flat: list[str | int] = []
-    for uuid, tally in tallies.items():
-        flat += (uuid, tally.sum, tally.count)
-    return msgpack.packb((total.sum, total.count, flat))
+def pack_record(record: Record) -> bytes:
+    """Return the bytes of a journal record."""
+    tallies: list[str | int] = []
+    for uuid, tally in record.tallies.items():
+        tallies += (uuid, tally.sum, tally.count)
+    ids: list[bytes] = []
+    for item in record.ids.items():
+        ids += item
+    return msgpack.packb((record.total.sum, record.total.count, tallies, record.kept, record.ids_table, ids))
 
 
-def unpack_record(value: bytes) -> tuple[dict[str, Tally], Tally]:
-    """Return the tallies of a journal record and the one over all UUIDs. Raises StoreDamaged when the bytes are not one."""
+def unpack_record(value: bytes) -> Record:
+    """Return the Record of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [int() as total, int() as count, list() as flat] if len(flat) % 3 == 0:
+        case [int() as total, int() as count, list() as flat, int() as kept, 0 | 1 as table, list() as ids]:
             uuids, sums, counts = flat[::3], flat[1::3], flat[2::3]
-            if set(map(type, uuids)) <= {str} and set(map(type, sums + counts)) <= {int}:
-                return dict(zip(uuids, map(Tally, sums, counts))), Tally(total, count)
+            types = set(map(type, uuids)) <= {str}, set(map(type, sums + counts)) <= {int}, set(map(type, ids)) <= {bytes}
+            if all(types) and len(flat) % 3 == len(ids) % 2 == 0:
+                tallies = dict(zip(uuids, map(Tally, sums, counts)))
+                return Record(tallies, Tally(total, count), dict(zip(ids[::2], ids[1::2])), kept, table)
     raise StoreDamaged(f"the {len(value)} bytes {bytes(value[:32]).hex()}... are not a record of the journal")
 
 

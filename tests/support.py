@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from aiohttp import ClientSession
 from lmdb.verify import verify
@@ -27,8 +28,8 @@ INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
 SMALL_JOURNAL = {
     "FOLD_AT_ENTRIES": 8,
     "BATCH_MAX_ENTRIES": 4,
-    "FOLD_SLICE_UUIDS": 1,
-    "SORT_SLICE_UUIDS": 2,
+    "FOLD_SLICE_ENTRIES": 1,
+    "SORT_SLICE_ENTRIES": 2,
     "DROP_SLICE_RECORDS": 2,
 }
 _SERVE_SMALL = (
@@ -42,22 +43,28 @@ class Server:
 
     Args:
         small_journal: run it with SMALL_JOURNAL.
+        program: what starts `scoremean`, up to the verb, such as a broken build; None for scoremean as it is.
     """
 
-    def __init__(self, store: Path, *flags: str, small_journal: bool = False):
+    def __init__(self, store: Path, *flags: str, small_journal: bool = False, program: Sequence[str] | None = None):
         self.store = store
-        self._program = ["-c", _SERVE_SMALL] if small_journal else ["-m", "scoremean"]
+        self._program = program or [sys.executable, *(["-c", _SERVE_SMALL] if small_journal else ["-m", "scoremean"])]
         self._flags = flags
         self._process: subprocess.Popen[str]
+        self._messages: IO[str]
         self.url = ""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, *self._program, "serve", "--store", str(self.store), "--port", "0", *self._flags]
+        command = [*self._program, "serve", "--store", str(self.store), "--port", "0", *self._flags]
+        # A file, since a pipe that nobody reads fills and then holds up the server.
+        self._messages = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # pylint: disable=consider-using-with
         self._process = subprocess.Popen(  # pylint: disable=consider-using-with  # __exit__ ends it
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdout=subprocess.PIPE, stderr=self._messages, text=True
         )
         line = self._process.stdout.readline()
-        assert line.startswith("listening on "), self._process.communicate()[1]
+        if not line.startswith("listening on "):
+            self.kill()
+            raise AssertionError(self.wait()[1])
         self.url = line.split()[-1]
         return self
 
@@ -78,12 +85,18 @@ class Server:
         """Send SIGTERM."""
         self._process.terminate()
 
+    def read_message(self) -> str:
+        """Wait for a line on standard error, and return it."""
+        return self._process.stderr.readline()
+
     def wait(self) -> tuple[int, str]:
         """Wait for the end and return the exit code and what was written to standard error."""
-        if self._process.stdout.closed:
+        if self._messages.closed:
             return self._process.returncode, ""
-        _, messages = self._process.communicate(timeout=60)
-        return self._process.returncode, messages
+        self._process.communicate(timeout=60)
+        with self._messages as messages:
+            messages.seek(0)
+            return self._process.returncode, messages.read()
 
 
 def plain(outcome: Outcome) -> Outcome | type[RequestError]:

@@ -61,13 +61,15 @@ def test_the_record_of_an_id_comes_back():
 
 def test_a_record_of_the_journal_comes_back():
     """And nothing else is one."""
-    tallies, total = {"a1-b1": Tally(12, 3), "b": Tally(0, 0)}, Tally(12, 3)
-    assert codec.pack_record(tallies, total).hex() == "930c0396a561312d62310c03a1620000"
-    assert codec.unpack_record(codec.pack_record(tallies, total)) == (tallies, total)
-    assert codec.unpack_record(codec.pack_record({}, total)) == ({}, total)
+    record = codec.Record({"a1-b1": Tally(12, 3), "b": Tally(0, 0)}, Tally(12, 3), {b"k": b"v"}, 7, 1)
+    assert codec.pack_record(record).hex() == "960c0396a561312d62310c03a1620000070192c4016bc40176"
+    assert codec.unpack_record(codec.pack_record(record)) == record
+    empty = codec.Record({}, Tally(12, 3), {}, 0, 0)
+    assert codec.unpack_record(codec.pack_record(empty)) == empty
     assert codec.unpack_record_number(codec.pack_record_number(258)) == 258
     assert codec.pack_record_number(255) < codec.pack_record_number(256)
-    for other in ("920101", "93010191a161", "93010193010101", "93010193a161a16101"):
+    wrong = ["920101", "96010191a161000090", "96010193010101000090", "96010193a161a16101000090"]
+    for other in (*wrong, "96010190000290", "9601019000009101", "96010190000091c400"):
         with pytest.raises(StoreDamaged, match="not a record of the journal"):
             codec.unpack_record(bytes.fromhex(other))
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import lmdb
 import pytest
 
-from scoremean import Add, Forget, Score, Tally, open_store
+from scoremean import Add, Forget, Replay, Score, Tally, Void, open_store
 from scoremean.errors import StoreFull
 from scoremean.store import journal
 from scoremean.store.journal import IN_MEANS, Journal
@@ -42,12 +42,12 @@ from scoremean.store.lmdb import LmdbStore
 path, name, when, number = sys.argv[1:]
 method, calls = getattr(Journal, name), 0
 
-def dying(*args):
+def dying(*args, **options):
     global calls
     calls += 1
     if when == "before" and calls == int(number):
         os.kill(os.getpid(), signal.SIGKILL)
-    result = method(*args)
+    result = method(*args, **options)
     if when == "after" and calls == int(number):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
@@ -57,7 +57,7 @@ patch.object(Journal, name, dying).start()
 with LmdbStore(path) as store:
     n = store.stats().scores
     while True:
-        store.commit([Score(f"u{n * 7 % 5}", n % 6)])
+        store.commit([Score(f"u{n * 7 % 5}", n % 6, f"id-{n}")])
         n += 1
         print(n, flush=True)
 """.replace("LIMITS", repr(SMALL_JOURNAL))
@@ -78,7 +78,12 @@ def test_a_reading_process_sees_every_commit_whole(tmp_path):
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
             for _ in range(150):
                 for _ in range(chance.choice((0, 1, 1, 2, 40))):
-                    batch = [Score(chance.choice("abcdefgh"), chance.randrange(6)) for _ in range(chance.randrange(6))]
+                    names = (f"id-{chance.randrange(400)}", None, None)
+                    batch = [
+                        Score(chance.choice("abcdefgh"), chance.randrange(6), chance.choice(names))
+                        for _ in range(chance.randrange(6))
+                    ]
+                    batch += [Void(f"id-{chance.randrange(400)}")] * chance.choice((0, 0, 1))
                     batch += [Forget(chance.choice("abcdefgh"))] * chance.choice((0, 0, 0, 1))
                     assert [plain(one) for one in store.commit(batch)] == [oracle.apply(change) for change in batch]
                 print(file=reader.stdin, flush=True)
@@ -109,6 +114,10 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path, name, when):
                 truth.apply(Score(f"u{n * 7 % 5}", n % 6))
             assert dict(store.tallies()) == {uuid: truth.tally(uuid) for uuid in truth.uuids()}
         assert_sound(tmp_path)
+    with open_store(tmp_path) as store:
+        assert store.stats().ids == scores
+        again = store.commit([Score(f"u{n * 7 % 5}", n % 6, f"id-{n}") for n in range(scores)])
+        assert all(isinstance(outcome, Replay) for outcome in again)
 
 
 def test_the_journal_stays_small(tmp_path):

@@ -253,6 +253,8 @@ def test_ids_expire_a_table_at_a_time(tmp_path):
         now = 1100.0
         store.commit([Score("a", 2, "new")])
         assert store.commit([Score("a", 1, "old")]) == [Replay(1, 1)]
+        for _ in range(8):  # until the journal is folded
+            store.commit([])
         store.commit([Void("old")])
         now = 1199.0
         assert isinstance(store.commit([Score("a", 1, "old")])[0], IdVoided)
@@ -302,11 +304,16 @@ def test_a_commit_that_does_not_fit_keeps_no_id(tmp_path):
         (codec.MEANS_TABLE, b"\xff", codec.pack_tally(0, 1), "is not UTF-8"),
         (codec.IDS_TABLES[0], bytes(16), codec.pack_tally(7, 3), "ids-0, key 00000000000000000000000000000000: the bytes"),
         (codec.IDS_TABLES[1], bytes(16), b"\x97\xa0\x01\x01\x01\x01\xc2\x00", "it has 0"),
-        (codec.JOURNAL_TABLES[0], b"\0" * 7 + b"\1", codec.pack_record({}, Tally(7, 3)), "total kept is Tally(sum=7, count=3)"),
         (
             codec.JOURNAL_TABLES[0],
             b"\0" * 7 + b"\1",
-            codec.pack_record({"c": Tally(0, 1)}, Tally(7, 2)),
+            codec.pack_record(codec.Record({}, Tally(7, 3), {}, 0, 0)),
+            "total kept is Tally(sum=7, count=3)",
+        ),
+        (
+            codec.JOURNAL_TABLES[0],
+            b"\0" * 7 + b"\1",
+            codec.pack_record(codec.Record({"c": Tally(0, 1)}, Tally(7, 2), {}, 0, 0)),
             "journal: the UUID 'c' is not in means",
         ),
     ],
@@ -360,7 +367,8 @@ def test_a_damaged_store_is_refused_until_it_is_restored(tmp_path, monkeypatch):
     """Not only by the first open after the power cut."""
     _killed_writer(tmp_path / "store")
     lock = (tmp_path / "store" / "scoremean.lock").read_text()
-    _overwrite(tmp_path / "store", codec.JOURNAL_TABLES[0], b"\0" * 7 + b"\1", codec.pack_record({}, Tally(7, 3)))
+    wrong = codec.pack_record(codec.Record({}, Tally(7, 3), {}, 0, 0))
+    _overwrite(tmp_path / "store", codec.JOURNAL_TABLES[0], b"\0" * 7 + b"\1", wrong)
     (tmp_path / "store" / "scoremean.lock").write_text(lock)
     (tmp_path / "boot").write_text("another\n")
     monkeypatch.setattr("scoremean.store.lmdb.BOOT_ID", tmp_path / "boot")

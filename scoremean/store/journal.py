@@ -1,20 +1,23 @@
-"""The journal of the embedded store: tallies that commits have appended and a fold has not yet written into `means`.
+"""The journal of the embedded store: what commits have appended and a fold has not yet written in place.
 
-In place, each of 64 random UUIDs lies on a page of its own, so a commit of 64 scores writes 64 pages. Instead a commit appends
-one record with its new tallies to a journal table, in the same transaction, and keeps them in a dict. Much later a *fold*
-writes the newest tally of each UUID into `means`, in the order of keys, so that those on one page are written together.
+In place, each of 64 random UUIDs lies on a page of its own, so a commit of 64 scores writes 64 pages, and as many again for
+their ids. Instead a commit appends one record with its new tallies and ids to a journal table, in the same transaction, and
+keeps them in memory. Much later a *fold* writes the newest tally of each UUID into `means`, and the ids into their table, in
+the order of keys, so that those on one page are written together.
 
-    commit ──> record in the newer table ──(FOLD_AT_ENTRIES: the tables change roles)──> fold of the older one ──> means
+    commit ──> record in the newer table ──(FOLD_AT_ENTRIES: the tables change roles)──> fold of the older one ──> means, ids
 
 Rules, on which the rest stands:
 
 - Every UUID with a score has an entry in `means`, so that a listing goes in order and counting UUIDs is free. A journal entry
   only overrides its tally. A new UUID is therefore written in place, and so are a UUID that has lost its last score and a
   batch for which the journal has no room. Where the journal had an entry for it, an entry `IN_MEANS` then takes it back.
+- An id is in the journal only if it is new, or if the journal has it already. So what the journal says of it is newer.
 - Records hold tallies, not changes. To read a record twice, or to fold a part twice, changes nothing.
 - The older table's records are dropped, oldest first, only after all of them are folded. What is left of it after a crash
   says nothing that `means` does not say too, or that the newer table does not override.
-- Each commit appends a record, an empty one if need be, with the tally over all UUIDs. The newest record is never dropped.
+- Each commit appends a record, an empty one if need be, with the tally over all UUIDs and how many ids are kept. The newest
+  record is never dropped.
 - A fold works in slices inside commits. A slice adds a few milliseconds to its commit and needs no sync of its own.
 """
 
@@ -22,18 +25,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 import lmdb
 
 from scoremean import codec
+from scoremean.codec import Record
 from scoremean.model import Tally
 
 FOLD_AT_ENTRIES = 3 << 17
-FOLD_SLICE_UUIDS = 1024
-SORT_SLICE_UUIDS = 2048
+FOLD_SLICE_ENTRIES = 1024
+SORT_SLICE_ENTRIES = 2048
 DROP_SLICE_RECORDS = 64
 BATCH_MAX_ENTRIES = 16_384
 SHARDS = 64
@@ -47,34 +51,46 @@ class Journal:
 
     Args:
         tables: the two journal tables.
-        means: the table that is folded into.
+        means: the table that tallies are folded into.
+        ids: the two tables of ids.
     """
 
-    def __init__(self, tables: Sequence[object], means: object):
+    def __init__(self, tables: Sequence[object], means: object, ids: Sequence[object]):
         self._newer, self._older = (_Part(table) for table in tables)
         self._means = means
-        self._slices: Iterator[list[str]] | None = None
-        self._dead: list[dict[str, Tally]] = []
+        self._ids = ids
+        self._slices: Iterator[list[str] | list[bytes]] | None = None
+        self._dead: list[dict] = []
         self._appended: _Appended | None = None
         self._emptied = False
 
     @property
     def total(self) -> Tally:
         """The tally over all UUIDs, as of the newest record."""
-        return self._newer.total
+        return self._newer.record.total
+
+    @property
+    def kept(self) -> int:
+        """How many ids are kept, as of the newest record; one that was voided just as ids expired may be missing."""
+        return self._newer.record.kept
 
     def get(self, uuid: str) -> Tally | None:
         """Return the tally of `uuid`, or None where `means` says what it is."""
         shard = hash(uuid) % SHARDS
-        entry = self._newer.shards[shard].get(uuid)
+        entry = self._newer.tallies[shard].get(uuid)
         if entry is None:
-            entry = self._older.shards[shard].get(uuid)
+            entry = self._older.tallies[shard].get(uuid)
         return entry if entry is not None and entry.count else None
 
+    def find(self, key: bytes) -> bytes | None:
+        """Return the packed record of an id, or None where the tables of ids say whether it is kept."""
+        shard = hash(key) % SHARDS
+        return self._newer.ids[shard].get(key) or self._older.ids[shard].get(key)
+
     def all(self) -> dict[str, Tally]:
-        """Return a copy of all that the journal says, as `get` does."""
+        """Return a copy of all that the journal says of UUIDs, as `get` does."""
         every: dict[str, Tally] = {}
-        for shard in self._older.shards + self._newer.shards:
+        for shard in self._older.tallies + self._newer.tallies:
             every |= shard
         return {uuid: tally for uuid, tally in every.items() if tally.count}
 
@@ -90,14 +106,18 @@ class Journal:
         self._newer, self._older = sorted(parts, key=lambda part: part.last, reverse=True)
 
     def has_room(self, entries: int) -> bool:
-        """Return whether a batch of so many tallies should go to the journal, or rather in place."""
+        """Return whether a batch of so many tallies and ids should go to the journal, or rather in place."""
         return entries <= BATCH_MAX_ENTRIES and self._newer.entries + entries <= FOLD_AT_ENTRIES
 
-    def turn(self) -> None:
-        """Let the tables change roles if the newer one is full and the older one folded and empty."""
-        if self._newer.entries > FOLD_AT_ENTRIES - BATCH_MAX_ENTRIES and not self._older.last:
+    def turn(self, expiring: bool) -> None:
+        """Let the tables change roles if the newer one is full and the older one folded and empty.
+
+        Args:
+            expiring: also if it is not full, since the ids that it holds will expire before those to come.
+        """
+        if (expiring or self._newer.entries > FOLD_AT_ENTRIES - BATCH_MAX_ENTRIES) and not self._older.last:
             self._newer, self._older = self._older, self._newer
-            self._newer.last, self._newer.total = self._older.last, self._older.total
+            self._newer.last, self._newer.record = self._older.last, self._older.record
 
     def fold(self, txn: lmdb.Transaction) -> bool:
         """Do a slice of the fold in `txn`, before its batch is counted. Return whether there was anything to do."""
@@ -106,23 +126,24 @@ class Journal:
         if not self._older.last:
             return False
         if self._slices is None:
-            self._slices = _in_order(self._older.shards)
-        if (uuids := next(self._slices, None)) is None:
+            self._slices = itertools.chain(_in_order(self._older.tallies), _in_order(self._older.ids))
+        if (keys := next(self._slices, None)) is None:
             self._emptied = self._older.drop(txn)
-            return True
-        older, newer = self._older, self._newer
-        tallies = ((uuid, older.get(uuid)) for uuid in uuids if newer.get(uuid) is None)
-        txn.cursor(self._means).putmulti(
-            [(codec.pack_uuid(uuid), codec.pack_tally(tally.sum, tally.count)) for uuid, tally in tallies if tally.count]
-        )
+        elif keys and isinstance(keys[0], bytes):
+            table = self._ids[self._older.record.ids_table]
+            txn.cursor(table).putmulti(_superseding(keys, self._older.ids, self._newer.ids))
+        elif keys:
+            tallies = _superseding(keys, self._older.tallies, self._newer.tallies)
+            txn.cursor(self._means).putmulti(
+                [(codec.pack_uuid(uuid), codec.pack_tally(tally.sum, tally.count)) for uuid, tally in tallies if tally.count]
+            )
         return True
 
-    def append(self, txn: lmdb.Transaction, tallies: Mapping[str, Tally], total: Tally) -> None:
+    def append(self, txn: lmdb.Transaction, record: Record) -> None:
         """Write the record of a commit; `settle` makes it part of the journal, once it is durable."""
         number = self._newer.last + 1
-        record = codec.pack_record(tallies, total)
-        txn.put(codec.pack_record_number(number), record, db=self._newer.table, append=True)
-        self._appended = _Appended(txn.id(), number, tallies, total)
+        txn.put(codec.pack_record_number(number), codec.pack_record(record), db=self._newer.table, append=True)
+        self._appended = _Appended(txn.id(), number, record)
 
     def settle(self, txn_id: int) -> None:
         """Take over what was appended if the last durable transaction is `txn_id`, or a later one."""
@@ -130,9 +151,9 @@ class Journal:
         if appended is None or appended.txn_id > txn_id:
             return
         self._appended = None
-        self._newer.add(appended.number, appended.tallies, appended.total)
+        self._newer.add(appended.number, appended.record)
         if self._emptied:
-            self._dead = self._older.shards
+            self._dead = self._older.tallies + self._older.ids
             self._older.clear()
             self._slices, self._emptied = None, False
 
@@ -145,8 +166,10 @@ class Journal:
 class _Appended(NamedTuple):
     txn_id: int
     number: int
-    tallies: Mapping[str, Tally]
-    total: Tally
+    record: Record
+
+
+_NO_RECORD = Record({}, Tally(0, 0), {}, 0, 0)
 
 
 class _Part:
@@ -154,38 +177,30 @@ class _Part:
 
     Attributes:
         table: the handle.
-        shards: the newest entry of each UUID, in dicts by its hash: to grow or free a single large one would hold up a commit.
+        tallies: the newest entry of each UUID, in dicts by its hash: to grow or free a single large one would hold up a commit.
+        ids: the newest record of each id, packed, likewise.
         entries: entries in all its records, which bounds how long it takes to read.
         last: the number of the newest record; 0 if there is none.
-        total: the tally over all UUIDs, in that record.
+        record: the newest record.
     """
 
     def __init__(self, table: object):
         self.table = table
-        self.shards: list[dict[str, Tally]] = [{} for _ in range(SHARDS)]
-        self.entries = 0
-        self.last = 0
-        self.total = Tally(0, 0)
+        self.tallies: list[dict[str, Tally]] = [{} for _ in range(SHARDS)]
+        self.ids: list[dict[bytes, bytes]] = [{} for _ in range(SHARDS)]
+        self.entries = self.last = 0
+        self.record = _NO_RECORD
 
     def clear(self) -> None:
         """Let go of everything: the table is empty, or holds none of what was read."""
-        self.shards = [{} for _ in range(SHARDS)]
-        self.entries = 0
-        self.last = 0
-        self.total = Tally(0, 0)
+        vars(self).update(vars(_Part(self.table)))
 
-    def get(self, uuid: str) -> Tally | None:
-        """Return the newest entry of `uuid`, if there is one."""
-        return self.shards[hash(uuid) % SHARDS].get(uuid)
-
-    def add(self, number: int, tallies: Mapping[str, Tally], total: Tally) -> None:
+    def add(self, number: int, record: Record) -> None:
         """Take over a record."""
-        shards, size = self.shards, SHARDS
-        for uuid, tally in tallies.items():
-            shards[hash(uuid) % size][uuid] = tally
-        self.entries += len(tallies)
-        self.last = number
-        self.total = total
+        _spread(record.tallies, self.tallies)
+        _spread(record.ids, self.ids)
+        self.entries += len(record.tallies) + len(record.ids)
+        self.last, self.record = number, record
 
     def read(self, txn: lmdb.Transaction) -> None:
         """Read the records that are new, after letting go of all others if they are gone."""
@@ -194,7 +209,7 @@ class _Part:
                 self.clear()
             if cursor.set_range(codec.pack_record_number(self.last + 1)):
                 for key, value in cursor:
-                    self.add(codec.unpack_record_number(key), *codec.unpack_record(value))
+                    self.add(codec.unpack_record_number(key), codec.unpack_record(value))
 
     def drop(self, txn: lmdb.Transaction) -> bool:
         """Delete the oldest records, a slice of them. Return whether that was the last.
@@ -208,17 +223,30 @@ class _Part:
             return not cursor.first()
 
 
-def _in_order(shards: Sequence[Mapping[str, Tally]]) -> Iterator[list[str]]:
-    """Yield the UUIDs of all shards in order, a slice at a time.
+def _spread(entries: Mapping, shards: Sequence[dict]) -> None:
+    """Put entries into the shards that they belong to."""
+    size = SHARDS
+    for key, value in entries.items():
+        shards[hash(key) % size][key] = value
+
+
+def _superseding(keys: Iterable, older: Sequence[Mapping], newer: Sequence[Mapping]) -> list[tuple]:
+    """Return the entries of `older` with these keys, without those that `newer` has something newer for."""
+    size = SHARDS
+    return [(key, older[hash(key) % size][key]) for key in keys if key not in newer[hash(key) % size]]
+
+
+def _in_order(shards: Sequence[Mapping]) -> Iterator[list]:
+    """Yield the keys of all shards in order, a slice at a time.
 
     To sort all of them at once would hold up everything else for tenths of a second. So short runs are sorted, with an empty
     slice yielded after each, and then merged.
     """
-    uuids = itertools.chain.from_iterable(shards)
+    keys = itertools.chain.from_iterable(shards)
     runs = []
-    while some := list(islice(uuids, SORT_SLICE_UUIDS)):
+    while some := list(islice(keys, SORT_SLICE_ENTRIES)):
         runs.append(sorted(some))
         yield []
     merged = heapq.merge(*runs)
-    while some := list(islice(merged, FOLD_SLICE_UUIDS)):
+    while some := list(islice(merged, FOLD_SLICE_ENTRIES)):
         yield some

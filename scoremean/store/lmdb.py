@@ -17,6 +17,7 @@ process that stops while it reads pins the pages it saw, so the file grows until
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import time
@@ -31,7 +32,7 @@ import lmdb
 from msgspec.structs import replace
 
 from scoremean import codec
-from scoremean.codec import Generation, IdRecord
+from scoremean.codec import Generation, IdRecord, Record
 from scoremean.errors import (
     Fault,
     IdConflict,
@@ -49,7 +50,20 @@ from scoremean.errors import (
     UnknownId,
     UnknownUUID,
 )
-from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, require_uuid
+from scoremean.model import (
+    SCORE_BOUND,
+    Add,
+    Batch,
+    Forget,
+    Page,
+    Replay,
+    Score,
+    Stats,
+    Tally,
+    Void,
+    Voided,
+    require_uuid,
+)
 from scoremean.store.base import Change, Outcome, Store
 from scoremean.store.journal import IN_MEANS, Journal
 
@@ -79,10 +93,11 @@ class _Tables(NamedTuple):
 
 
 class _Meta(NamedTuple):
-    """What changes in the table meta, as of the last commit: kept, so that a commit need not read it."""
+    """What changes in the table meta, and how many ids are kept, as of the last commit: so that a commit need not read it."""
 
     generation: Generation
     epoch: int
+    kept: int
 
 
 class LmdbStore(Store):
@@ -121,9 +136,9 @@ class LmdbStore(Store):
         self._lock: _WriterLock | None = None
         try:
             if readonly:
-                _require_store(self.path)
+                require_store(self.path)
             else:
-                _make_directory(self.path)
+                make_directory(self.path)
                 self._lock = _WriterLock(self.path)
             self._env = _open_environment(self.path, 0 if readonly else size_max_bytes, readonly)
         except OSError as error:
@@ -136,16 +151,20 @@ class LmdbStore(Store):
         self._reading = Lock()
         try:
             self._tables = self._writer_thread.submit(self._open_tables).result()
-            self._journal = Journal(self._tables.journals, self._tables.means)
+            self._journal = Journal(self._tables.journals, self._tables.means, self._tables.ids)
             with self._env.begin(db=self._tables.meta) as txn:
+                self._journal.read(txn)
                 self._meta = _Meta(
                     codec.unpack_generation(txn.get(codec.GENERATION_KEY, b"")),
                     codec.unpack_number(txn.get(codec.EPOCH_KEY, b"")),
+                    self._journal.kept,
                 )
-                self._journal.read(txn)
             if self._lock is not None and self._lock.in_doubt:
                 self._require_sound()
                 self._lock.trust()
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+            self.close()
+            raise StoreDamaged(f"the store {self.path} is damaged: {error}; restore a backup") from error
         except Exception:
             self.close()
             raise
@@ -195,32 +214,32 @@ class LmdbStore(Store):
         with self._snapshot() as txn:
             uuids = txn.stat(self._tables.means)["entries"]
             scores = self._journal.total.count
-            ids = sum(txn.stat(table)["entries"] for table in self._tables.ids)
+            ids = self._journal.kept
         info = self._env.info()
         size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
         return Stats(uuids, scores, ids, size_bytes, info["map_size"])
 
     def check(self) -> list[str]:
-        """Read every tally in one snapshot and return a sentence for each damage found."""
-        damages: list[str] = []
-        summed = Tally(0, 0)
-        with self._long_snapshot() as (txn, journal, total):
-            for key, value in txn.cursor(self._tables.means):
-                try:
-                    uuid = require_uuid(codec.unpack_uuid(key))
-                    tally = codec.unpack_tally(value)
-                except (StoreDamaged, InvalidScore) as error:
-                    damages.append(f"means, key {key!r}: {error}")
-                    continue
-                if tally.count < 1 or codec.pack_tally(tally.sum, tally.count) != value:
-                    damages.append(f"means, key {key!r}: {tally} was not written by scoremean")
-                summed += journal.pop(uuid, tally)
-            for name, table in zip(codec.IDS_TABLES, self._tables.ids):
-                damages += _check_ids(name.decode(), txn.cursor(table))
-        damages += [f"journal: the UUID {uuid!r} is not in means" for uuid in journal]
-        if summed != total:
-            damages.append(f"the tallies add up to {summed}, but the total kept is {total}")
-        return damages
+        """Read everything in one snapshot and return a sentence for each damage found."""
+        with self._reading:
+            txn = self._begin()
+        with txn:
+            return list(_Check(txn, self._tables).damages())
+
+    def copy_to(self, descriptor: int) -> None:
+        """Write all of the store, as of the last commit, to `descriptor`: a DATA_FILE without free pages, from first to last byte.
+
+        Commits go on meanwhile, and the file grows as they do: no page is used again until the copy is done.
+
+        Raises:
+            StoreDamaged: LMDB finds its pages damaged. It trusts them, so worse damage may end the process by a signal.
+        """
+        if self._closed:
+            raise StoreError(f"the store {self.path} is closed")
+        try:
+            self._env.copyfd(descriptor, compact=True)
+        except lmdb.Error as error:
+            raise StoreDamaged(f"the store {self.path} cannot be copied: {error}") from error
 
     def close(self) -> None:
         """Wait for the batches under way, then let go of the directory."""
@@ -292,7 +311,7 @@ class LmdbStore(Store):
 
     def _create_tables(self) -> _Tables:
         # The files are there; now they stay there. Before the tables, so that a crash in between leaves this to be done again.
-        _fsync_directory(self.path)
+        fsync_directory(self.path)
         # One transaction, so that a crash in it leaves an empty environment, which counts as new.
         with self._env.begin(write=True) as txn:
             tables = _Tables(
@@ -313,26 +332,28 @@ class LmdbStore(Store):
             counted: let go when all that is left is to make it durable.
         """
         self._require_free(batch)
+        generation = self._generation()
         with self._reading:
-            self._journal.turn()
+            self._journal.turn(expiring=generation != self._meta.generation)
         try:
-            return self._write(batch, counted, fold=True)
+            return self._write(batch, generation, counted, fold=True)
         except lmdb.MapFullError:
             pass
         # A fold copies pages; without it the batch may fit.
         try:
-            return self._write(batch, counted, fold=False)
+            return self._write(batch, generation, counted, fold=False)
         except lmdb.MapFullError as error:
             raise StoreFull(f"the store {self.path} has reached store_size_max_gib; restart with a larger one") from error
 
-    def _write(self, batch: Sequence[Change], counted: Lock, *, fold: bool) -> list[Outcome]:
+    def _write(self, batch: Sequence[Change], generation: Generation, counted: Lock, *, fold: bool) -> list[Outcome]:
         try:
             with self._env.begin(write=True, db=self._tables.means) as txn:
                 if fold:
                     # Before the batch, whose changes to `means` are newer.
                     self._journal.fold(txn)
-                meta = self._meta._replace(generation=self._rotate_ids(txn))
-                commit = _Commit(txn, self._tables, meta, self._journal)
+                commit = _Commit(txn, self._tables, self._meta, self._journal)
+                if generation != self._meta.generation:
+                    commit.begin(generation)
                 outcomes = commit.count(batch)
                 txn_id = txn.id()
                 if counted.locked():
@@ -367,19 +388,11 @@ class LmdbStore(Store):
             more = f", and {len(damages) - 1} more" if damages[1:] else ""
             raise StoreDamaged(f"the store {self.path} is damaged: {damages[0]}{more}; restore a backup")
 
-    def _rotate_ids(self, txn: lmdb.Transaction) -> Generation:
-        """Return which ids table takes new ids, having emptied the older one if the newer one is as old as ids are kept.
-
-        So ids expire a whole table at a time, without a delete for each: dropping a table touches its branch pages only.
-        """
-        generation = self._meta.generation
-        now = int(self._clock())
-        if now - generation.since_seconds < self._id_retention_seconds:
-            return generation
-        generation = Generation(1 - generation.current, now)
-        txn.drop(self._tables.ids[generation.current], delete=False)
-        txn.put(codec.GENERATION_KEY, codec.pack_generation(generation), db=self._tables.meta)
-        return generation
+    def _generation(self) -> Generation:
+        """Return the generation that new ids belong to: a new one when the last one is as old as ids are kept."""
+        generation, now = self._meta.generation, int(self._clock())
+        expired = now - generation.since_seconds >= self._id_retention_seconds
+        return Generation(1 - generation.current, now) if expired else generation
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -401,24 +414,46 @@ class _Commit:
     def __init__(self, txn: lmdb.Transaction, tables: _Tables, meta: _Meta, journal: Journal):
         self._txn = txn
         self._tables = tables
-        current = meta.generation.current
-        self._ids = (tables.ids[current], tables.ids[1 - current])  # the newer one first, where a retry finds its id
         self.meta = meta
         self._journal = journal
         self._tallies: dict[str, Tally] = {}
         self._new: set[str] = set()
+        self._new_ids: dict[bytes, bytes] = {}
         self._sum = self._count = 0
+
+    def begin(self, generation: Generation) -> None:
+        """Begin a generation of ids: its table is emptied of the ids of two generations ago, and takes the new ones.
+
+        So ids expire a whole table at a time, without a delete for each: dropping a table touches its branch pages only.
+        """
+        table = self._tables.ids[generation.current]
+        kept = max(0, self.meta.kept - self._txn.stat(table)["entries"])
+        self._txn.drop(table, delete=False)
+        self._txn.put(codec.GENERATION_KEY, codec.pack_generation(generation), db=self._tables.meta)
+        self.meta = self.meta._replace(generation=generation, kept=kept)
 
     def count(self, changes: Sequence[Change]) -> list[Outcome]:
         """Apply every change in order and return the outcome of each."""
         apply = {Add: self._add_once, Void: self._void, Forget: self._forget, Batch: self._batch}
         outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
-        self._journal.append(self._txn, self._write_in_place(), self._journal.total + Tally(self._sum, self._count))
+        room = self._journal.has_room(len(self._tallies) + len(self._new_ids))
+        tallies, ids = self._write_tallies(room), self._write_ids(room)
+        total = self._journal.total + Tally(self._sum, self._count)
+        self._journal.append(self._txn, Record(tallies, total, ids, self.meta.kept, self.meta.generation.current))
         return outcomes
 
-    def _write_in_place(self) -> dict[str, Tally]:
+    def _write_ids(self, room: bool) -> dict[bytes, bytes]:
+        """Write the new records of ids that are not for the journal into their table; return what is for the journal."""
+        if room or not self._new_ids:
+            return self._new_ids
+        known = {key: value for key, value in self._new_ids.items() if self._journal.find(key)}
+        in_place = sorted(item for item in self._new_ids.items() if item[0] not in known)
+        self._txn.cursor(self._tables.ids[self.meta.generation.current]).putmulti(in_place)
+        return known
+
+    def _write_tallies(self, room: bool) -> dict[str, Tally]:
         """Write the new tallies that are not for the journal into `means`; return what is for the journal."""
-        if self._journal.has_room(len(self._tallies)):
+        if room:
             in_place = {uuid for uuid, tally in self._tallies.items() if not tally.count} | self._new
         else:
             in_place = self._tallies.keys()
@@ -445,8 +480,8 @@ class _Commit:
         if (found := self._find(key)) is not None:
             return _again(add, found[0])
         tally = self._add(add.uuid, add.tally.sum, add.tally.count)
-        record = IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid))
-        self._txn.put(key, codec.pack_id_record(record), db=self._ids[0])
+        self._new_ids[key] = codec.pack_id_record(IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid)))
+        self.meta = self.meta._replace(kept=self.meta.kept + 1)
         return tally
 
     def _batch(self, batch: Batch) -> Outcome:
@@ -477,7 +512,11 @@ class _Commit:
         record, table = found
         if record.voided:
             return Voided(record.uuid, self._tally(record.uuid))
-        self._txn.put(key, codec.pack_id_record(replace(record, voided=True)), db=table)
+        voided = codec.pack_id_record(replace(record, voided=True))
+        if table is None:
+            self._new_ids[key] = voided
+        else:
+            self._txn.put(key, voided, db=table)
         return Voided(record.uuid, self._add(record.uuid, -record.added.sum, -record.added.count))
 
     def _forget(self, forget: Forget) -> Outcome:
@@ -489,13 +528,16 @@ class _Commit:
         epoch = codec.pack_number(self.meta.epoch)
         self._txn.put(codec.EPOCH_KEY, epoch, db=self._tables.meta)
         # The newer table is emptied after every id that was counted until now has expired.
-        self._txn.put(codec.pack_forgotten(forget.uuid), epoch, db=self._ids[0])
+        table = self._tables.ids[self.meta.generation.current]
+        kept = self.meta.kept + (self._txn.get(codec.pack_forgotten(forget.uuid), db=table) is None)
+        self._txn.put(codec.pack_forgotten(forget.uuid), epoch, db=table)
+        self.meta = self.meta._replace(kept=kept)
         return tally
 
     def _epoch_of(self, uuid: str, default: int = 0) -> int:
         """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
         if self.meta.epoch:  # in most stores nothing was ever forgotten, and there is nothing to look up
-            for table in self._ids:
+            for table in self._ids_tables():
                 if value := self._txn.get(codec.pack_forgotten(uuid), db=table):
                     return codec.unpack_number(value)
         return default
@@ -535,11 +577,18 @@ class _Commit:
         return tally
 
     def _find(self, key: bytes) -> tuple[IdRecord, object] | None:
-        """Return what is kept of an id, and the table it is in."""
-        for table in self._ids:
+        """Return what is kept of an id, and the table it is in; None for the journal, or for what is new in this commit."""
+        if value := self._new_ids.get(key) or self._journal.find(key):
+            return codec.unpack_id_record(value), None
+        for table in self._ids_tables():
             if value := self._txn.get(key, db=table):
                 return codec.unpack_id_record(value), table
         return None
+
+    def _ids_tables(self) -> tuple[object, object]:
+        """Return the tables of ids, the newer one first, where a retry finds its id."""
+        current = self.meta.generation.current
+        return self._tables.ids[current], self._tables.ids[1 - current]
 
 
 def _as_add(score: Score) -> Add:
@@ -555,18 +604,20 @@ def _again(add: Add, record: IdRecord) -> Replay | RequestError:
     return Replay(record.first.sum, record.first.count)
 
 
-def _require_store(path: Path) -> None:
+def require_store(path: Path) -> None:
+    """Raise StoreMissing unless there is a store at `path`."""
     if not (path / DATA_FILE).exists():
         raise StoreMissing(f"there is no store at {path}; `scoremean serve --store {path}` makes one")
 
 
-def _make_directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, so that they survive a power cut. Raises StoreError, OSError."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"cannot open the store {path}: it is not a directory")
     if not path.parent.exists():
-        _make_directory(path.parent)
+        make_directory(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
-    _fsync_directory(path.parent)
+    fsync_directory(path.parent)
 
 
 class _WriterLock:
@@ -638,7 +689,8 @@ def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.E
     return env
 
 
-def _fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path) -> None:
+    """Make durable which files a directory holds."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -646,17 +698,120 @@ def _fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_ids(name: str, records: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
-    """Yield a sentence for each damage in a table of ids."""
-    for key, value in records:
-        try:
-            if codec.is_forgotten_key(key):
-                codec.unpack_number(value)
-            else:
-                record = codec.unpack_id_record(value)
-                Add(record.uuid, record.added)
-        except (StoreDamaged, InvalidScore) as error:
-            yield f"{name}, key {key.hex()}: {error}"
+def copy_pages(path: Path, descriptor: int) -> None:
+    """Write the DATA_FILE of the store at `path`, as of the last commit, to `descriptor`: each page as it is, also free ones.
+
+    Unlike `LmdbStore.copy_to` it looks into none of them, so that damaged ones do no harm.
+
+    Raises:
+        StoreDamaged: the file's first two pages are damaged, or a page cannot be read.
+    """
+    try:
+        with _open_environment(path, 0, readonly=True) as env:
+            env.copyfd(descriptor)
+    except lmdb.ReadersFullError as error:
+        raise StoreError(f"the store {path} has too many readers: {error}") from error
+    except (lmdb.Error, StoreForeign) as error:
+        raise StoreDamaged(f"the store {path} cannot be copied: {error}") from error
+
+
+class _Check:
+    """Reads everything that a store holds, as of one commit, from its tables alone: no process's memory is asked."""
+
+    def __init__(self, txn: lmdb.Transaction, tables: _Tables):
+        self._txn = txn
+        self._tables = tables
+        # What the journal says, and the tally over all UUIDs in its newest record.
+        self._tallies: dict[str, Tally] = {}
+        self._ids: dict[bytes, bytes] = {}
+        self._total = Tally(0, 0)
+
+    def damages(self) -> Iterator[str]:
+        """Yield a sentence for each damage."""
+        yield from self._in_journal()
+        yield from self._in_means()
+        for name, table in zip(codec.IDS_TABLES, self._tables.ids):
+            yield from self._in_ids(name.decode(), self._txn.cursor(table))
+        yield from self._in_ids("journal", self._ids.items())
+
+    def _in_journal(self) -> Iterator[str]:
+        """Read both tables, the one with the older records first: a number follows the other."""
+        tables = [list(self._txn.cursor(table)) for table in self._tables.journals]
+        last = None
+        for key, value in itertools.chain.from_iterable(sorted(tables, key=lambda records: records[:1])):
+            number = codec.unpack_record_number(key)
+            if len(key) != 8 or last is not None and number != last + 1:
+                yield f"journal: the record {key.hex()} does not follow the record {last}"
+            last = number
+            try:
+                record = codec.unpack_record(value)
+            except StoreDamaged as error:
+                yield f"journal, record {number}: {error}"
+                continue
+            self._tallies |= record.tallies
+            self._ids |= record.ids
+            self._total = record.total
+        self._tallies = {uuid: tally for uuid, tally in self._tallies.items() if tally != IN_MEANS}
+        for uuid, tally in self._tallies.items():
+            if not _is_possible(tally):
+                yield f"journal: {tally} of the UUID {uuid!r} was not written by scoremean"
+            if self._txn.get(codec.pack_uuid(uuid), db=self._tables.means) is None:
+                yield f"journal: the UUID {uuid!r} is not in means"
+
+    def _in_means(self) -> Iterator[str]:
+        total = count = 0
+        for key, value in self._txn.cursor(self._tables.means):
+            try:
+                uuid = require_uuid(codec.unpack_uuid(key))
+                tally = codec.unpack_tally(value)
+            except (StoreDamaged, InvalidScore) as error:
+                yield f"means, key {key!r}: {error}"
+                continue
+            if not _is_possible(tally) or codec.pack_tally(tally.sum, tally.count) != value:
+                yield f"means, key {key!r}: {tally} was not written by scoremean"
+            tally = self._tallies.get(uuid, tally)
+            total += tally.sum
+            count += tally.count
+        if (summed := Tally(total, count)) != self._total:
+            yield f"the tallies add up to {summed}, but the total kept is {self._total}"
+
+    def _in_ids(self, name: str, records: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
+        for key, value in records:
+            try:
+                if codec.is_forgotten_key(key):
+                    codec.unpack_number(value)
+                else:
+                    self._require_possible(codec.unpack_id_record(self._ids.get(key, value)))
+            except (StoreDamaged, InvalidScore) as error:
+                yield f"{name}, key {key.hex()}: {error}"
+
+    def _require_possible(self, record: IdRecord) -> None:
+        """Raise StoreDamaged or InvalidScore for a record that does not agree with itself, or with its UUID's tally."""
+        added = Add(record.uuid, record.added).tally
+        before = record.first - added
+        if before != Tally(0, 0) and not _is_possible(before):
+            raise StoreDamaged(f"{added} was added and gave {record.first}")
+        if record.voided or record.epoch != self._epoch(record.uuid, record.epoch):
+            return
+        tally = self._tally(record.uuid)
+        if tally.count < added.count:
+            raise StoreDamaged(f"{added} was added to the UUID {record.uuid!r}, whose tally is {tally}")
+
+    def _tally(self, uuid: str) -> Tally:
+        if (tally := self._tallies.get(uuid)) is None:
+            value = self._txn.get(codec.pack_uuid(uuid), db=self._tables.means)
+            tally = codec.unpack_tally(value) if value else Tally(0, 0)
+        return tally
+
+    def _epoch(self, uuid: str, default: int) -> int:
+        """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
+        values = [self._txn.get(codec.pack_forgotten(uuid), db=table) for table in self._tables.ids]
+        return max((codec.unpack_number(value) for value in values if value), default=default)
+
+
+def _is_possible(tally: Tally) -> bool:
+    """Return whether this may be the tally of a UUID with scores."""
+    return tally.count >= 1 and abs(tally.sum) <= tally.count * SCORE_BOUND
 
 
 def _items_after(cursor: lmdb.Cursor, after: str | None) -> Iterator[tuple[bytes, bytes]]:
