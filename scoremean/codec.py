@@ -104,7 +104,7 @@ def pack_tally(total: int, count: int) -> bytes:
 def unpack_tally(value: bytes) -> Tally:
     """Return the Tally of a value. Raises StoreDamaged when the bytes are not a pair of integers."""
     match _unpack(value):
-        case [int() as total, int() as count]:
+        case [total, count] if total.__class__ is int and count.__class__ is int:  # as _are has it, where it is called most
             return Tally(total, count)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a tally")
 
@@ -133,7 +133,7 @@ def pack_record(record: Record) -> bytes:
 def unpack_record(value: bytes) -> Record:
     """Return the Record of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [int() as total, int() as count, list() as flat, int() as kept, 0 | 1 as table, list() as ids]:
+        case [total, count, list() as flat, kept, table, list() as ids] if _are(int, total, count, kept, table) and table in (0, 1):
             uuids, sums, counts = flat[::3], flat[1::3], flat[2::3]
             types = set(map(type, uuids)) <= {str}, set(map(type, sums + counts)) <= {int}, set(map(type, ids)) <= {bytes}
             if all(types) and len(flat) % 3 == len(ids) % 2 == 0:
@@ -156,7 +156,9 @@ def pack_id_record(record: IdRecord) -> bytes:
 def unpack_id_record(value: bytes) -> IdRecord:
     """Return the IdRecord of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [str() as uuid, int() as total, int() as count, int() as first_sum, int() as first_count, bool() as voided, epoch]:
+        case [str() as uuid, total, count, first_sum, first_count, bool() as voided, epoch] if _are(
+            int, total, count, first_sum, first_count, epoch
+        ):
             return IdRecord(uuid, Tally(total, count), Tally(first_sum, first_count), epoch, voided)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not the record of an id")
 
@@ -169,7 +171,7 @@ def pack_generation(generation: Generation) -> bytes:
 def unpack_generation(value: bytes) -> Generation:
     """Return the Generation of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [0 | 1 as current, int() as since_seconds]:
+        case [current, since_seconds] if _are(int, current, since_seconds) and current in (0, 1):
             return Generation(current, since_seconds)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a generation")
 
@@ -191,10 +193,14 @@ def pack_number(number: int) -> bytes:
 
 def unpack_number(value: bytes) -> int:
     """Return the format version or epoch of a value. Raises StoreDamaged when the bytes are not an integer."""
-    match _unpack(value):
-        case int() as number:
-            return number
+    if _are(int, number := _unpack(value)):
+        return number
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not an integer")
+
+
+def _are(kind: type, *values: object) -> bool:
+    """Return whether each value is of exactly this type: True is an int to isinstance, and 0.0 equals 0."""
+    return all(value.__class__ is kind for value in values)
 
 
 def _unpack(value: bytes) -> object:

@@ -41,6 +41,12 @@ _MEMBERS = "UUID, score and, if you like, id"
 
 Item = Score | InvalidScore
 
+# Split a batch into the bytes of its elements.
+_elements = {
+    JSON: msgspec.json.Decoder(list[msgspec.Raw]).decode,
+    MSGPACK: msgspec.msgpack.Decoder(list[msgspec.Raw]).decode,
+}
+
 # A tally in one integer, for sums: count * ONE_SCORE + sum. As fast to add as a number, and far from any overflow.
 ONE_SCORE = 1 << 96
 
@@ -110,6 +116,7 @@ class ScoreDecoder:
             "Score", fields, bases=(Score,), frozen=True, gc=False, forbid_unknown_fields=True
         )
         self._decoder = msgspec.json.Decoder(self._type)
+        self._decode_map = msgspec.msgpack.Decoder(self._type).decode
         self._batch_decoders: dict[str, Callable[[bytes], list[Score]]] = {
             JSON: msgspec.json.Decoder(list[self._type]).decode,
             NDJSON: self._decoder.decode_lines,
@@ -140,10 +147,10 @@ class ScoreDecoder:
 
     def decode_msgpack(self, body: bytes) -> Score:
         """Return the one Score in `body`, a MessagePack map. Raises as `decode` does."""
-        item = self.item(_reread_msgpack(body))
-        if isinstance(item, InvalidScore):
-            raise item
-        return item
+        try:
+            return self._decode_map(body)
+        except ValueError as error:
+            raise self._refusal(_reread_msgpack(body), "", error) from None
 
     def decode_batch(self, body: bytes, kind: str) -> list[Item]:
         """Return the scores of a batch in `body`, of the media type `kind`; an InvalidScore stands in place of one at fault.
@@ -157,10 +164,38 @@ class ScoreDecoder:
         try:
             items: list[Item] = self._batch_decoders[kind](body)
         except ValueError as error:
-            items = [self.item(value, f"/{index}") for index, value in enumerate(self._elements(body, kind, error))]
+            items = list(self._judged(body, kind, error))
         if len(items) > self._batch_max_scores:
             raise BodyTooLarge(f"the batch has {len(items)} scores; send at most batch_max_scores, {self._batch_max_scores}")
         return items
+
+    def _judged(self, body: bytes, kind: str, error: ValueError) -> Iterator[Item]:
+        """Yield what each element of a batch is, as the fast reading judges it by itself.
+
+        Raises:
+            InvalidBatch, MalformedRequest: that reading cannot tell where an element ends. The slow one may say which is at fault.
+        """
+        try:
+            elements = _lines(body) if kind == NDJSON else _elements[kind](body)
+        except (ValueError, RecursionError):
+            raise self._whole_refusal(body, kind, error) from None
+        decode, reread = (self._decode_map, _reread_msgpack) if kind == MSGPACK else (self._decoder.decode, _reread_line)
+        for index, element in enumerate(elements):
+            try:
+                yield decode(element)
+            except ValueError as fault:
+                yield self._explained(reread(bytes(element)), f"/{index}", fault)
+
+    def _whole_refusal(self, body: bytes, kind: str, error: ValueError) -> MalformedRequest | InvalidBatch:
+        values = _reread(body, error) if kind == JSON else _reread_msgpack(body)
+        if not isinstance(values, list):
+            return InvalidBatch(f"a batch is an array of scores, not {_shown(values)}")
+        items = [self.item(value, f"/{index}") for index, value in enumerate(values)]
+        refused = [item for item in items if isinstance(item, InvalidScore)]
+        if not refused:
+            return MalformedRequest(f"the body is not {'JSON' if kind == JSON else 'MessagePack'}: {error}")
+        faults = tuple(fault for item in refused for fault in item.faults)
+        return InvalidBatch(f"{len(refused)} of {len(items)} scores are at fault, so none was counted", faults)
 
     def add_up(self, body: bytes, sums: dict[str, int]) -> int | None:
         """Add the scores of an NDJSON body to `sums`, packed in units of ONE_SCORE, and return how many there were.
@@ -186,27 +221,21 @@ class ScoreDecoder:
             return None
         return len(lines)
 
-    def _elements(self, body: bytes, kind: str, error: ValueError) -> Iterator[Any]:
-        """Yield the values that stand where the scores of a batch should."""
-        if kind == NDJSON:
-            yield from (_reread_line(line) for line in body.split(b"\n") if line.strip())
-            return
-        values = _reread(body, error) if kind == JSON else _reread_msgpack(body)
-        if not isinstance(values, list):
-            raise InvalidBatch(f"a batch is an array of scores, not {_shown(values)}")
-        yield from values
-
     def item(self, value: Any, at: str = "") -> Item:
         """Return the Score that a decoded value is, or an InvalidScore with a fault for each member that is wrong.
 
         `at` is the pointer to the value, which stands in front of those of its members.
         """
-        if isinstance(value, MalformedRequest):
-            return InvalidScore(str(value), (Fault(at, str(value)),))
         try:
             return msgspec.convert(value, self._type)
         except ValueError as error:
-            return self._refusal(value, at, error)
+            return self._explained(value, at, error)
+
+    def _explained(self, value: Any, at: str, error: ValueError) -> InvalidScore:
+        """Return the refusal of a value that was read again, or of what could not be read."""
+        if isinstance(value, MalformedRequest):
+            return InvalidScore(str(value), (Fault(at, str(value)),))
+        return self._refusal(value, at, error)
 
     def _refusal(self, value: Any, at: str, error: ValueError) -> InvalidScore:
         # A member that stands twice is judged each time by msgspec, and the last time by the second reading.
@@ -253,7 +282,7 @@ def decode_uuids(body: bytes, max_uuids: int) -> list[str]:
     """
     try:
         uuids = msgspec.json.decode(body, type=list[Any])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidQuery(f"the body must be an array of UUIDs, not {_shown(_reread(body, error))}") from None
     if len(uuids) > max_uuids:
         raise BodyTooLarge(f"there are {len(uuids)} UUIDs; ask for at most {max_uuids} at once")
@@ -296,7 +325,11 @@ def _uuid_faults(uuids: Sequence[Any]) -> Iterator[Fault]:
             yield Fault(f"/{index}", str(error))
 
 
-def _reread(body: bytes, error: ValueError) -> Any:
+def _lines(body: bytes) -> list[bytes]:
+    return [line for line in body.split(b"\n") if line.strip(b" \t\r")]
+
+
+def _reread(body: bytes, error: Exception) -> Any:
     """Return the value in `body` as the standard library reads it: more leniently, with NaN and lone surrogates.
 
     So a NaN is reported as the member it stands in. What is not even that is refused for `error`, msgspec's reason.

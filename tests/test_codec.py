@@ -93,3 +93,20 @@ def test_a_key_that_is_not_utf8_is_damage():
     """It names the key."""
     with pytest.raises(StoreDamaged, match="not UTF-8"):
         codec.unpack_uuid(b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("unpack", "value"),
+    [
+        (codec.unpack_tally, "920cc3"),
+        (codec.unpack_number, "c2"),
+        (codec.unpack_generation, "92cb000000000000000000"),
+        (codec.unpack_generation, "92c200"),
+        (codec.unpack_id_record, "97a561312d623105010c03c3c0"),
+        (codec.unpack_record, "96c201900000 90"),
+    ],
+)
+def test_what_python_takes_for_an_integer_is_damage(unpack, value):
+    """True, False, 0.0 and None are none."""
+    with pytest.raises(StoreDamaged):
+        unpack(bytes.fromhex(value))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scoremean.errors import BodyTooLarge, InvalidScore, MalformedRequest, UnsupportedMediaType
+from scoremean.errors import BodyTooLarge, InvalidBatch, InvalidQuery, InvalidScore, MalformedRequest, UnsupportedMediaType
 from scoremean.model import Score, Tally
 from scoremean.validation import JSON as JSON_TYPE
-from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, is_batch, media_type, unpack_sum
+from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, decode_uuids, is_batch, media_type, unpack_sum
 
 DECODER = ScoreDecoder(0, 5, 10)
 JSON_VALUES = st.recursive(
@@ -147,3 +147,51 @@ def test_sums_of_a_body_with_an_invalid_uuid_stay_as_they_were():
     for bad in (b'{"UUID":"","score":1}', b'{"UUID":"d","score":6}', b'{"UUID":"d","score":1,"id":"x"}', b"{"):
         assert decoder.add_up(b"\n".join([*lines, b'{"UUID":"c","score":5}', bad]), sums) is None
         assert {uuid: unpack_sum(packed) for uuid, packed in sums.items() if packed} == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (JSON_TYPE, b'[{"UUID":"a","score":9,"score":5}]'),
+        (NDJSON, b'{"UUID":"a","score":9,"score":5}'),
+        (MSGPACK, b"\x91\x83\xa4UUID\xa1a\xa5score\x09\xa5score\x05"),
+    ],
+)
+def test_a_member_that_stands_twice_must_be_valid_each_time_in_a_batch_too(kind, body):
+    """The fast reading judges each element; the slow one, which sees the last, only explains."""
+    [item] = DECODER.decode_batch(body, kind)
+    assert isinstance(item, InvalidScore) and item.faults[0].pointer == "/0"
+    if kind == MSGPACK:
+        with pytest.raises(InvalidScore):
+            DECODER.decode_msgpack(body[1:])
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "pointers"),
+    [
+        (b'[{"UUID":NaN,"UUID":"b","score":5}]', MalformedRequest, []),
+        (b'[{"UUID":"b","score":5},{"UUID":"b","score":NaN}]', InvalidBatch, ["/1/score"]),
+        (b'[{"UUID":"b","score":5}', MalformedRequest, []),
+        (b'{"UUID":"b"}', InvalidBatch, []),
+        (b"[" * 5000, MalformedRequest, []),
+    ],
+)
+def test_a_batch_that_is_not_json_is_refused_as_a_whole(body, error, pointers):
+    """Nothing of it can be counted, whatever is made of bad elements."""
+    with pytest.raises(error) as raised:
+        DECODER.decode_batch(body, JSON_TYPE)
+    assert [fault.pointer for fault in getattr(raised.value, "faults", ())] == pointers
+
+
+def test_a_line_is_blank_only_by_the_spaces_of_json():
+    """A vertical tab is none."""
+    [item] = DECODER.decode_batch(b"\x0b", NDJSON)
+    assert isinstance(item, InvalidScore)
+    assert DECODER.decode_batch(b"\n \t\r\n", NDJSON) == []
+
+
+@pytest.mark.parametrize("body", [b"[" * 1000, b"[" * 100_000, b'{"a":' * 100_000])
+def test_a_query_that_is_nested_too_deeply_is_refused(body):
+    """And not a bug."""
+    with pytest.raises((MalformedRequest, InvalidQuery)):
+        decode_uuids(body, 10)
