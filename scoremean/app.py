@@ -7,15 +7,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from aiohttp import web
+from msgspec.structs import replace
 
+from scoremean.access import Access
 from scoremean.errors import ListenError
 from scoremean.handlers import Handlers
 from scoremean.server import Router, Server
@@ -27,6 +33,9 @@ from scoremean.writer import Writer
 _log = logging.getLogger(__name__)
 
 COLLECT_AT_OBJECTS = 20_000
+# Descriptors for all but connections: the store's files, sockets that listen, workers, threads' wake-ups.
+DESCRIPTORS_KEPT = 128
+LISTEN_BACKLOG = 1024
 
 
 class Service:
@@ -40,6 +49,10 @@ class Service:
 
     Attributes:
         url: the address that it listens on, once started; also after it was stopped.
+        access: who may connect and ask.
+
+    Raises:
+        SettingError: a file that `settings` names is at fault.
     """
 
     def __init__(self, settings: Settings, store: Store, version: str, listening: Sequence[socket.socket] = ()):
@@ -48,7 +61,9 @@ class Service:
         self._version = version
         self._listening = listening
         self._writer: Writer
-        self._runner: web.ServerRunner
+        self._server: Server
+        self._servers: list[asyncio.AbstractServer] = []
+        self.access = Access(settings)
         self.url = ""
 
     @property
@@ -63,6 +78,8 @@ class Service:
             ListenError: the address cannot be listened on.
         """
         settings = self._settings
+        if not self._listening:
+            [self._listening] = listen(settings)
         self._writer = Writer(self._store, settings.queue_max_scores)
         handlers = Handlers(
             self._store,
@@ -73,23 +90,109 @@ class Service:
             settings.body_timeout_seconds,
             settings.batch_max_scores,
         )
-        server = Server(Router(handlers.routes()))
-        self._runner = web.ServerRunner(server, shutdown_timeout=settings.shutdown_timeout_seconds)
-        await self._runner.setup()
-        sites = [web.SockSite(self._runner, one) for one in self._listening]
-        try:
-            for site in sites or [web.TCPSite(self._runner, settings.host, settings.port)]:
-                await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise ListenError(f"cannot listen on {settings.host} port {settings.port}: {os.strerror(error.errno)}") from error
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._server = Server(Router(handlers.routes()), self.access, settings)
+        await self._answer()
+        self.url = _url(self._listening[0], self.access.tls is not None)
+
+    async def _answer(self) -> None:
+        """Begin to accept connections on the sockets that listen."""
+        options: dict[str, Any] = {"backlog": LISTEN_BACKLOG}
+        if self.access.tls is not None:
+            options |= {"ssl": self.access.tls.context, "ssl_handshake_timeout": self._settings.header_timeout_seconds}
+        loop = asyncio.get_running_loop()
+        create: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
+        if self._settings.unix_socket:
+            create = loop.create_unix_server
+            if sys.version_info >= (3, 13):
+                options["cleanup_socket"] = False  # or a worker that ends would take away the path from the others
+        for one in self._listening:
+            self._servers.append(await create(self._server, sock=one, **options))
 
     async def stop(self) -> None:
         """Listen no more, answer what is under way, and return when every score taken is durable."""
-        await self._runner.cleanup()
+        for server in self._servers:
+            server.close()
+        await asyncio.sleep(0)  # what was accepted in this turn of the loop is let in first
+        self._server.pre_shutdown()
+        await self._server.shutdown(self._settings.shutdown_timeout_seconds)
         await self._writer.close()
+
+
+def listen(settings: Settings, workers: int = 1) -> list[list[socket.socket]]:
+    """Return for each worker its sockets, one for each address of the host; all have the same port, or one Unix socket.
+
+    Raises:
+        ListenError: the address cannot be listened on.
+    """
+    host, port, path = settings.host, settings.port, settings.unix_socket
+    listening: list[list[socket.socket]] = [[] for _ in range(workers)]
+    try:
+        if path:
+            first = _bind_unix(path)
+            listening[0].append(first)
+            for sockets in listening[1:]:
+                sockets.append(first.dup())
+            return listening
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            # The first socket does not share the port, so that it is refused where anything listens; then it does.
+            first = socket.create_server((address[0], port), family=family, backlog=LISTEN_BACKLOG)
+            listening[0].append(first)
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(workers > 1))
+            port = first.getsockname()[1]
+            for sockets in listening[1:]:
+                sockets.append(socket.create_server((address[0], port), family=family, backlog=LISTEN_BACKLOG, reuse_port=True))
+    except OSError as error:
+        for sockets in listening:
+            for one in sockets:
+                one.close()
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ListenError(f"cannot listen on {path or f'{host} port {port}'}: {reason}") from error
+    return listening
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Return a socket with this path, for this user alone. One that a process left there when it died is replaced."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        if Path(path).is_socket() and probe.connect_ex(path) == errno.ECONNREFUSED:
+            os.unlink(path)
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        one.bind(path)
+        os.chmod(path, 0o600)  # nobody can connect before it listens
+        one.listen(LISTEN_BACKLOG)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _url(listening: socket.socket, tls: bool) -> str:
+    """Return the address of a socket that listens, as it is announced."""
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}"
+    host, port = listening.getsockname()[:2]
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def with_descriptors(settings: Settings) -> Settings:
+    """Let this process open as many files as it may, and return `settings` with a connections_max that this allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY or settings.connections_max + DESCRIPTORS_KEPT <= hard:
+        return settings
+    connections_max = max(hard - DESCRIPTORS_KEPT, 1)
+    _log.warning("connections_max is %d: this process may open no more than %d files", connections_max, hard)
+    return replace(settings, connections_max=connections_max)
+
+
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what went wrong outside of any request: in one line if it is no bug, such as when there are no more descriptors."""
+    error = context.get("exception")
+    if isinstance(error, OSError):
+        _log.error("%s: %s", context["message"], error)
+    else:
+        loop.default_exception_handler(context)
 
 
 async def serve(
@@ -105,16 +208,19 @@ async def serve(
         announce: called with the address, once requests are answered.
         listening: see Service.
     """
-    service = Service(settings, store, version, listening)
+    service = Service(with_descriptors(settings), store, version, listening)
     await service.start()
     # What is there now stays until the end, and requests leave next to no cycles: the collector need not look so often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AT_OBJECTS, *gc.get_threshold()[1:])
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if service.access.reloadable:  # else SIGHUP ends the process, as it does when its terminal is closed
+        loop.add_signal_handler(signal.SIGHUP, service.access.reload)
     service.failed.add_done_callback(lambda _: stop.set())
     announce(service.url)
     await stop.wait()

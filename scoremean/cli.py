@@ -1,6 +1,6 @@
 """The verbs. Data goes to standard output, messages to standard error.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 could not start.
+Exit codes: 0 done, 1 failed, 2 usage, 3 could not start, 4 damage found.
 
 What needs aiohttp is imported by the verbs that use it, so that the others start in half the time.
 """
@@ -15,24 +15,27 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreError
+from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean
+from scoremean.operate import backup, check, check_file, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve
 from scoremean.store import open_store
+from scoremean.store.lmdb import DATA_FILE
 from scoremean.transfer import Columns, Importer, export
 from scoremean.validation import ScoreDecoder
 
-OK, FAILED, USAGE, NOT_STARTED = 0, 1, 2, 3
+OK, FAILED, USAGE, NOT_STARTED, DAMAGED = 0, 1, 2, 3, 4
 
 _DESCRIPTION = "Keeps the exact mean of every UUID's scores, durably, in one process."
 _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_SOME_NAME. Exit codes: 0 done, 1 failed, \
-2 usage, 3 could not start."
+2 usage, 3 could not start, 4 damage found."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options, settings)
     except SettingError as error:
         return _complain(error, USAGE)
+    except StoreDamaged as error:
+        return _complain(error, DAMAGED)
     except (StoreError, ListenError) as error:
         return _complain(error, NOT_STARTED)
     except ScoremeanError as error:
@@ -62,12 +67,13 @@ def parser() -> argparse.ArgumentParser:
     export_verb = _add_verb(verbs, "export", _export, "write every UUID's sum, count and mean, also while served", ["store"])
     export_verb.add_argument("--format", choices=("ndjson", "csv", "parquet"), default="ndjson", help="[ndjson]")
     export_verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
+    _add_operate(verbs)
     _add_bench(verbs)
     return top
 
 
 def _add_import(verbs) -> None:
-    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours"]
+    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours", "token_file"]
     text = "count the scores of files, in a store that is not served or through a service"
     verb = _add_verb(verbs, "import", _import, text, settings)
     text = "NDJSON, or CSV with a header; plain or gzip; - is standard input"
@@ -79,6 +85,17 @@ def _add_import(verbs) -> None:
     for name in ("UUID", "score", "id"):
         text = f"the member or column that holds the {name} [{name}]"
         verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
+
+
+def _add_operate(verbs) -> None:
+    text = "read all of a store, also while it is served, or of a backup, and print every damage found"
+    verb = _add_verb(verbs, "check", _check, text, ["store"])
+    verb.add_argument("file", nargs="?", metavar="FILE", help="a backup to check, in place of a store")
+    text = "write a copy of a store as of one commit, also while it is served, to a new file"
+    verb = _add_verb(verbs, "backup", _backup, text, ["store"])
+    verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
+    verb = _add_verb(verbs, "restore", _restore, "check a backup, and make a new store of it", ["store"])
+    verb.add_argument("file", metavar="FILE", help="the backup; - is standard input")
 
 
 def _add_bench(verbs) -> None:
@@ -104,9 +121,12 @@ def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str
 
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
     from scoremean.app import serve
+    from scoremean.logs import log_to_stderr
     from scoremean.workers import loop_factory, serve_with_workers
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
+    if settings.exposed and not settings.tls_cert:
+        logging.getLogger(__name__).warning("tokens and scores cross the network unencrypted: see tls_cert")
     with open_store(settings.store, **_store_options(settings)) as store:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             run = serve if settings.workers == 1 else serve_with_workers
@@ -165,9 +185,10 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
 def _target(options: argparse.Namespace, settings: Settings) -> AbstractContextManager[Any]:
     if options.url is None:
         return open_store(settings.store, **_store_options(settings))
+    from scoremean.access import write_token
     from scoremean.client import Served
 
-    return Served(options.url)
+    return Served(options.url, write_token(settings.token_file) if settings.token_file else None)
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> int:
@@ -181,6 +202,49 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
                 export(store, file, options.format)
         except OSError as error:
             return _complain(f"cannot write {options.output}: {error.strerror}", FAILED)
+    return OK
+
+
+def _check(options: argparse.Namespace, settings: Settings) -> int:
+    name = options.file or settings.store
+    try:
+        if options.file is not None:
+            health = check_file(Path(name), name)
+        else:
+            with _progress(Path(name, DATA_FILE)) as progress:
+                health = check(Path(name), progress)
+    except OSError as error:
+        return _complain(f"cannot check {name}: {error.strerror}", FAILED)
+    _print_json(health)
+    if not health.damages:
+        return OK
+    return _complain(f"{name} is damaged; docs/operate.md says what to do", DAMAGED)
+
+
+def _backup(options: argparse.Namespace, settings: Settings) -> int:
+    store, output = Path(settings.store), sys.stdout.buffer
+    if options.output == "-" and output.isatty():
+        raise SettingError("a backup is not for a terminal: give it a file with --output, or send it on with a pipe")
+    try:
+        with _progress(store / DATA_FILE) as progress:
+            if options.output == "-":
+                stream(store, output, progress)
+                return OK
+            stats = backup(store, Path(options.output), progress)
+    except OSError as error:
+        return _complain(f"cannot write {options.output}: {error.strerror}", FAILED)
+    _print_json(stats)
+    return OK
+
+
+def _restore(options: argparse.Namespace, settings: Settings) -> int:
+    name, piped = options.file, options.file == "-"
+    try:
+        with _progress(Path(name)) as progress, open(0 if piped else name, "rb", closefd=not piped) as file:
+            stats = restore(file, name, Path(settings.store), progress)
+    except OSError as error:
+        return _complain(f"cannot restore {name} to {settings.store}: {error.strerror}", FAILED)
+    _print_json(stats)
     return OK
 
 
@@ -217,12 +281,14 @@ class ProgressBar:
         self._size_bytes = os.path.getsize(name) if name != "-" else 0
         self._started = time.monotonic()
 
-    def show(self, bytes_read: int, lines_read: int) -> None:
-        """Draw the line again."""
+    def show(self, bytes_read: int, lines_read: int | None = None) -> None:
+        """Draw the line again, with the speed in bytes where there are no lines."""
         if not self._shown:
             return
         seconds = max(time.monotonic() - self._started, 1e-9)
-        line = f"{lines_read:,} lines, {lines_read / seconds:,.0f}/s"
+        line = f"{bytes_read / 1e6:,.0f} MB, {bytes_read / 1e6 / seconds:,.0f} MB/s"
+        if lines_read is not None:
+            line = f"{lines_read:,} lines, {lines_read / seconds:,.0f}/s"
         if self._size_bytes:
             done = bytes_read / self._size_bytes
             line = f"[{'#' * int(done * 20):20}] {done:4.0%}  {line}, {seconds / max(done, 1e-9) - seconds:.0f} s left"
@@ -232,6 +298,18 @@ class ProgressBar:
         """Leave the line."""
         if self._shown:
             print(file=sys.stderr)
+
+
+@contextmanager
+def _progress(path: Path) -> Iterator[Callable[[int], None]]:
+    """Give what draws how much of a file is copied."""
+    progress = ProgressBar()
+    with suppress(OSError):  # whoever reads the file says what is wrong with it
+        progress.start(str(path))
+    try:
+        yield progress.show
+    finally:
+        progress.end()
 
 
 def _store_options(settings: Settings) -> dict[str, int]:

@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import random
 import re
+import ssl
 from asyncio import sleep
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
@@ -66,6 +67,9 @@ class Client:
         with_ids: give every score without an id one. Without ids, a score may count twice when its answer is lost.
         batch_scores: the scores in one request of post_many; at most the service's batch_max_scores.
         concurrency: the requests that post_many has under way at once.
+        token: the bearer token that is sent with each request, if the service wants one.
+        tls: how an https service is verified, and with which certificate this client shows itself; the default is that of
+            `ssl.create_default_context()`.
 
     Every method raises Unavailable when the last attempt got no answer, and otherwise the error that the service answered.
 
@@ -83,6 +87,8 @@ class Client:
         with_ids: bool = True,
         batch_scores: int = 1000,
         concurrency: int = 4,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ):
         if not re.match(r"https?://[^/?#]+[^?#]*$", url):
             raise SettingError(f"{url!r} is not the URL of a service, such as http://127.0.0.1:8080")
@@ -96,13 +102,15 @@ class Client:
         self._with_ids = with_ids
         self._batch_scores = batch_scores
         self._concurrency = concurrency
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._tls = tls
         # aiohttp's timeout would run while a request waits for a free connection; here it waits before its time starts.
         self._free = asyncio.Semaphore(CONNECTIONS_MAX)
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=self._tls or True)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, headers=self._headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -252,8 +260,8 @@ class Client:
 class Served:
     """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
 
-    def __init__(self, url: str):
-        self._client = Client(url)
+    def __init__(self, url: str, token: str | None = None):
+        self._client = Client(url, token=token)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:

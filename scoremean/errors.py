@@ -3,6 +3,8 @@
     ScoremeanError
     ├── RequestError                what the client sent is at fault; nothing was counted
     │   ├── MalformedRequest        400  not HTTP, not UTF-8, not JSON, or cut off half way
+    │   ├── Unauthorized            401  no token, or none that is known
+    │   ├── Forbidden               403  a token that may only read
     │   ├── UnknownRoute            404  no such path
     │   ├── UnknownUUID             404  a UUID without a score
     │   ├── UnknownId               404  an id that no score carried, or whose record has expired
@@ -11,6 +13,7 @@
     │   ├── BodyTooLarge            413  longer than body_max_bytes
     │   ├── UnsupportedMediaType    415  a Content-Type or Content-Encoding not read here
     │   ├── ExpectationFailed       417  an Expect header other than 100-continue
+    │   ├── MisdirectedRequest      421  a Host header that is not a name of this service
     │   └── InvalidScore            422  well-formed, but not a score
     │       ├── InvalidUUID          not 1 to 256 UTF-8 bytes without control characters
     │       ├── InvalidId            the same for an id
@@ -21,6 +24,7 @@
     ├── Unavailable                 503  try again; Retry-After says when
     │   ├── QueueFull                    more scores wait than queue_max_scores; this one was not counted
     │   ├── Stopping                     the service is shutting down; this one was not counted
+    │   ├── TooManyConnections           more connections than connections_max; nothing was done
     │   └── OutcomeUnknown               the commit failed half way; it may or may not be counted
     ├── StoreFull                   507  the store has no room left; this one was not counted
     ├── StoreError                  a store that cannot be opened or read
@@ -29,6 +33,7 @@
     │   ├── StoreForeign                 not a store of scoremean, or of a format it does not read
     │   └── StoreDamaged                 bytes on disk that scoremean did not write
     ├── ImportStopped               a file has bad lines, and they were not to be skipped
+    ├── NotWritten                  a backup or a restored store would overwrite something, or has no room
     ├── ListenError                 the address cannot be listened on
     └── SettingError                a setting with a value it cannot have
 
@@ -74,6 +79,22 @@ class MalformedRequest(RequestError):
 
     slug = "malformed-request"
     title = "Malformed request"
+
+
+class Unauthorized(RequestError):
+    """The request has no bearer token, or one that is not in token_file."""
+
+    status = 401
+    slug = "unauthorized"
+    title = "Unauthorized"
+
+
+class Forbidden(RequestError):
+    """The token may only read, and the route writes."""
+
+    status = 403
+    slug = "forbidden"
+    title = "Forbidden"
 
 
 class UnknownRoute(RequestError):
@@ -142,6 +163,14 @@ class ExpectationFailed(RequestError):
     status = 417
     slug = "expectation-failed"
     title = "Expectation failed"
+
+
+class MisdirectedRequest(RequestError):
+    """The Host header is not a name of this service."""
+
+    status = 421
+    slug = "misdirected-request"
+    title = "Misdirected request"
 
 
 class InvalidScore(RequestError, ValueError):
@@ -221,6 +250,13 @@ class Stopping(Unavailable):
     title = "Stopping"
 
 
+class TooManyConnections(Unavailable):
+    """There are more connections than connections_max. Nothing was done."""
+
+    slug = "too-many-connections"
+    title = "Too many connections"
+
+
 class OutcomeUnknown(Unavailable):
     """The commit failed half way: after a restart this score may or may not be counted. The service exits."""
 
@@ -264,6 +300,10 @@ class StoreDamaged(StoreError):
 
 class ImportStopped(ScoremeanError):
     """A file has bad lines, and the import was to stop at them; or it cannot be read as what it is."""
+
+
+class NotWritten(ScoremeanError):
+    """A backup, or a restored store, was not written: something is there already, or the disk has no room for it."""
 
 
 class ListenError(ScoremeanError):

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 from aiohttp.web import BaseRequest
 
+from scoremean.access import Right
 from scoremean.errors import (
     InvalidBatch,
     InvalidId,
@@ -63,17 +64,17 @@ class Handlers:
     batch_max_scores: int
 
     def routes(self) -> list[Route]:
-        """Return the route table."""
+        """Return the route table, with the right that a token needs for each."""
         return [
-            Route("POST", "/scores", self.post_scores),
-            Route("DELETE", "/scores/{id}", self.void_score),
-            Route("GET", "/means", self.list_means),
-            Route("POST", "/means/query", self.query_means),
-            Route("GET", "/means/{UUID}", self.get_mean),
-            Route("DELETE", "/means/{UUID}", self.forget_mean),
-            Route("GET", "/stats", self.get_stats),
-            Route("GET", "/livez", self.get_livez),
-            Route("GET", "/readyz", self.get_readyz),
+            Route("POST", "/scores", self.post_scores, Right.WRITE),
+            Route("DELETE", "/scores/{id}", self.void_score, Right.WRITE),
+            Route("GET", "/means", self.list_means, Right.READ),
+            Route("POST", "/means/query", self.query_means, Right.READ),
+            Route("GET", "/means/{UUID}", self.get_mean, Right.READ),
+            Route("DELETE", "/means/{UUID}", self.forget_mean, Right.WRITE),
+            Route("GET", "/stats", self.get_stats, Right.READ),
+            Route("GET", "/livez", self.get_livez, Right.NONE),
+            Route("GET", "/readyz", self.get_readyz, Right.NONE),
         ]
 
     async def post_scores(self, request: BaseRequest) -> Response:

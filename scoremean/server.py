@@ -6,12 +6,16 @@ stands here: routes with at most one variable, at their end, and answers that ar
 
 Every error of a request leaves through `_Boundary` as application/problem+json (RFC 9457), also those that aiohttp finds
 itself.
+
+What a connection may hold is bounded, in number and in time. There is no timer for a request or a connection: each connection
+knows when it is overdue, and once a second the Server looks for those that are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
@@ -21,8 +25,9 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
 
+from scoremean.access import Access, Right
 from scoremean.errors import (
     BodyTooLarge,
     ExpectationFailed,
@@ -31,10 +36,23 @@ from scoremean.errors import (
     MethodNotAllowed,
     RequestTimeout,
     ScoremeanError,
+    TooManyConnections,
+    Unauthorized,
     Unavailable,
     UnknownRoute,
 )
+from scoremean.settings import Settings
 from scoremean.validation import JSON, MSGPACK, NDJSON
+
+SWEEP_SECONDS = 1
+# Connections past connections_max that are told so; past these too, a new one is closed without a word.
+REFUSED_MAX = 64
+# Once so many of connections_max are there, an idle one is closed after this time.
+CROWDED_PART = 0.75
+CROWDED_IDLE_SECONDS = 1
+LINGERING_SECONDS = 1
+# A client that reads an answer more slowly than this is cut off.
+ANSWER_MIN_BYTES_PER_SECOND = 64 << 10
 
 _log = logging.getLogger(__name__)
 
@@ -167,80 +185,152 @@ async def _read_to_end(content: StreamReader, max_bytes: int) -> bytes:
 Handler = Callable[[web.BaseRequest], Awaitable[Response]]
 
 
-_NOTHING: dict[str, Handler] = {}
-
-
 class Route(NamedTuple):
     """What answers a method on a path. A path may end in one `{variable}`, which stands for all the rest, slashes included."""
 
     method: str
     path: str
     handler: Handler
+    right: Right = Right.WRITE
+
+
+_NOTHING: dict[str, Route] = {}
 
 
 class Router:
-    """Finds the handler of a request. GET routes answer HEAD too."""
+    """Finds the route of a request. GET routes answer HEAD too."""
 
     def __init__(self, routes: Iterable[Route]):
-        self._exact: dict[str, dict[str, Handler]] = {}
-        self._below: dict[str, dict[str, Handler]] = {}
-        for method, path, handler in routes:
-            fixed, variable, _ = path.partition("{")
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._below: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            fixed, variable, _ = route.path.partition("{")
             methods = (self._below if variable else self._exact).setdefault(fixed, {})
-            methods |= dict.fromkeys(("GET", "HEAD") if method == "GET" else (method,), handler)
+            methods |= dict.fromkeys(("GET", "HEAD") if route.method == "GET" else (route.method,), route)
 
-    def find(self, request: web.BaseRequest) -> Handler:
+    def find(self, request: web.BaseRequest) -> Route:
         """Return what answers `request`. Raises UnknownRoute, MethodNotAllowed."""
         path, method = request.rel_url.raw_path, request.method
-        if (handler := self._exact.get(path, _NOTHING).get(method)) is not None:
-            return handler
+        if (route := self._exact.get(path, _NOTHING).get(method)) is not None:
+            return route
         exact, below = self._methods(path)
-        if handler := exact.get(method) or below.get(method):
-            return handler
+        if route := exact.get(method) or below.get(method):
+            return route
         if not exact and not below:
             exact, below = self._methods(unquote(path, errors="replace"))
-            if handler := exact.get(method) or below.get(method):
-                return handler
+            if route := exact.get(method) or below.get(method):
+                return route
         if allowed := ", ".join(sorted(exact | below)):
             raise MethodNotAllowed(f"{path} has no {method}; it has {allowed}", allowed)
         raise UnknownRoute(f"there is no {path}; docs/http.md lists the routes")
 
-    def _methods(self, path: str) -> tuple[dict[str, Handler], dict[str, Handler]]:
+    def _methods(self, path: str) -> tuple[dict[str, Route], dict[str, Route]]:
         return self._exact.get(path, _NOTHING), self._below.get(path[: path.find("/", 1) + 1], _NOTHING)
 
 
 class Server(web.Server):
-    """aiohttp's server of connections, answering with what `router` finds."""
+    """aiohttp's server of connections, answering with what `router` finds, to whom `access` lets in.
 
-    def __init__(self, router: Router):
-        super().__init__(_Boundary(router), request_factory=_make_request)
+    Args:
+        settings: of which connections_max and the timeouts are used.
+
+    Attributes:
+        refuse: answers on a connection that is one too many.
+    """
+
+    def __init__(self, router: Router, access: Access, settings: Settings):
+        boundary = _Boundary(router, access)
+        # A client that goes away does not cancel what it asked for: a score that is being counted has no way back.
+        super().__init__(boundary, request_factory=_make_request, handler_cancellation=False)
+        self.refuse = boundary.refuse
+        self._settings = settings
+        self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep_again)
 
     def __call__(self) -> web.RequestHandler:
-        # A body is read as it is, and refused if it has a Content-Encoding: no small body that unpacks to a huge one.
-        return _Connection(self, loop=asyncio.get_running_loop(), access_log=None, auto_decompress=False)
+        return _Connection(
+            self,
+            loop=self._loop,
+            header_timeout_seconds=self._settings.header_timeout_seconds,
+            answer_timeout_seconds=self._settings.body_timeout_seconds,
+            keepalive_timeout=self._settings.keepalive_timeout_seconds,
+            lingering_time=LINGERING_SECONDS,
+            access_log=None,
+            # A body is read as it is, and refused if it has a Content-Encoding: no small body that unpacks to a huge one.
+            auto_decompress=False,
+        )
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Take a connection; or refuse it, if it is one too many."""
+        super().connection_made(handler, transport)
+        excess = len(self._connections) - self._settings.connections_max
+        if excess > REFUSED_MAX:
+            self._loop.call_soon(transport.abort)  # not within the call that makes the connection: aiohttp is not done with it
+        elif excess > 0:
+            handler.refuse_with(self.refuse)
+
+    def sweep(self, now: float) -> None:
+        """Close the connections that are overdue at `now`, a time of the event loop, without a word: nobody listens."""
+        crowded = len(self._connections) > self._settings.connections_max * CROWDED_PART
+        for connection, transport in list(self._connections.items()):
+            if connection.is_overdue(now, transport):
+                transport.abort()
+            elif crowded and connection.idle_seconds(now) > CROWDED_IDLE_SECONDS:
+                connection.force_close()
+
+    def _sweep_again(self) -> None:
+        self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep_again)
+        self.sweep(self._loop.time())
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Close every connection once it is answered, or after `timeout` seconds."""
+        await super().shutdown(timeout)
+        self._sweeping.cancel()
 
 
 def _make_request(message: Any, payload: StreamReader, connection: _Connection, writer: Any, task: Any) -> web.BaseRequest:
     connection.payload = payload
+    connection.header_due = math.inf
     return web.BaseRequest(message, payload, connection, writer, task, connection.loop)
 
 
 class _Boundary:
-    """The outermost handler: whatever a request leads to, an answer of one shape comes out."""
+    """The outermost handler: whatever a request leads to, an answer of one shape comes out.
 
-    def __init__(self, router: Router):
+    It asks who a request is from before anything of the request is acted on.
+    """
+
+    def __init__(self, router: Router, access: Access):
         self._router = router
+        self._hosts = access.hosts
+        self._tokens = access.tokens
 
     async def __call__(self, request: web.BaseRequest) -> Response:
         try:
-            handler = self._router.find(request)
-            if "Expect" in request.headers:
+            headers = request.headers
+            if self._hosts is not None and (host := headers.get(hdrs.HOST)) not in self._hosts.known:
+                self._hosts.require(host)
+            route = self._router.find(request)
+            if self._tokens is not None:
+                self._tokens.require(headers.get(hdrs.AUTHORIZATION), route.right)
+            if hdrs.EXPECT in headers:
                 await _expect(request)
-            response = await handler(request)
+            response = await route.handler(request)
         except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
             response = _refusal(error, request)
         # What is left of a body that was not read would be taken for the next request, or waited for.
         return response if request.content.is_eof() else _last(response)
+
+    async def refuse(self, request: web.BaseRequest) -> Response:
+        """Answer on a connection that is one too many, and end it: 503, but for the routes that tell whether the service is up.
+
+        Whoever asks those restarts a service that does not answer, and a flood is no reason to.
+        """
+        try:
+            if self._router.find(request).right is Right.NONE:
+                return _last(await self(request))
+        except ScoremeanError:
+            pass
+        return _last(problem(TooManyConnections("there are connections_max connections already; nothing was done")))
 
 
 async def _expect(request: web.BaseRequest) -> None:
@@ -258,6 +348,10 @@ def _refusal(error: Exception, request: web.BaseRequest) -> Response:
             response = problem(error)
             response.headers["Allow"] = error.allowed
             return response
+        case Unauthorized():
+            response = problem(error)
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
         case ScoremeanError():
             return problem(error)
         case web.RequestPayloadError() | ConnectionError():
@@ -267,20 +361,102 @@ def _refusal(error: Exception, request: web.BaseRequest) -> Response:
     return problem(ScoremeanError("a bug in scoremean, its log says more; it is unknown whether anything was counted"))
 
 
+_receive = web.RequestHandler.data_received
+
+
 class _Connection(web.RequestHandler):
-    """One connection, with three habits of aiohttp's changed.
+    """One connection, with some habits of aiohttp's changed, and clocks on what aiohttp has none for.
+
+    Args:
+        header_timeout_seconds: for the head of a request, from the opening or from its first byte.
+        answer_timeout_seconds: for an answer that the client does not read; more for a long one.
 
     Attributes:
         payload: the body of the request that is being answered, or was answered last; None before the first.
         loop: the event loop that it lives on.
+        header_due: when the head of a request must be whole of which a part is here; at first, that of the first request.
+            Infinite between requests.
     """
 
-    __slots__ = ("loop", "payload")
+    __slots__ = ("loop", "payload", "header_due", "_header_timeout", "_answer_timeout", "_answer_due", "_closing_due")
 
-    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any):
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        header_timeout_seconds: float,
+        answer_timeout_seconds: float,
+        **options: Any,
+    ):
         super().__init__(manager, loop=loop, **options)
         self.loop = loop
         self.payload: StreamReader | None = None
+        self._header_timeout = header_timeout_seconds
+        self._answer_timeout = answer_timeout_seconds
+        self.header_due = loop.time() + header_timeout_seconds
+        self._answer_due = self._closing_due = math.inf
+
+    def refuse_with(self, handler: Handler) -> None:
+        """Have `handler` answer on this connection."""
+        self._request_handler = handler
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent, and start the clock if it is part of a head and no more."""
+        _receive(self, data)
+        if self._messages or self._request_in_progress:  # nearly always: the head is whole, or what came is a body
+            return
+        if data and self.header_due == math.inf and (self.payload is None or self.payload.is_eof()):
+            self.header_due = self.loop.time() + self._header_timeout
+
+    def pause_writing(self) -> None:
+        """Begin to wait for a client that reads more slowly than it is written to."""
+        super().pause_writing()
+        size_bytes = self.transport.get_write_buffer_size()
+        self._answer_due = self.loop.time() + self._answer_timeout + size_bytes / ANSWER_MIN_BYTES_PER_SECOND
+
+    def resume_writing(self) -> None:
+        """End the wait."""
+        super().resume_writing()
+        self._answer_due = math.inf
+
+    def is_overdue(self, now: float, transport: asyncio.Transport) -> bool:
+        """Return whether the head of a request, the reading of an answer or the closing has taken too long."""
+        if transport.is_closing() and self._closing_due == math.inf:  # it waits until what is written is read
+            self._closing_due = now + self._answer_timeout
+        return now >= min(self._answer_due, self._closing_due) or (self._waits() and now >= self.header_due)
+
+    def idle_seconds(self, now: float) -> float:
+        """Return for how long nothing has been asked since the last answer; 0 if that is not what it waits for."""
+        if not self._waits() or self.header_due != math.inf:
+            return 0
+        return now - (self._next_keepalive_close_time - self._keepalive_timeout)
+
+    def _waits(self) -> bool:
+        """Return whether no request is under way."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def close(self) -> None:
+        """Close after the requests under way, of which one may have a body that still comes: aiohttp drops the rest of it."""
+        coming = [payload for payload in self._payloads() if not payload.is_eof()]
+        if coming:
+            coming[0].on_eof(super().close)
+        else:
+            super().close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """Close after the requests under way, or after `timeout` seconds."""
+        ends = self.loop.time() + timeout
+        if self._task_handler is not None and not all(payload.is_eof() for payload in self._payloads()):
+            await asyncio.wait([self._task_handler], timeout=timeout)
+        await super().shutdown(max(ends - self.loop.time(), 0.01))  # aiohttp takes 0 for no limit
+
+    def _payloads(self) -> list[StreamReader]:
+        """Return the bodies of the requests under way, whole or not."""
+        payloads = [payload for _, payload in self._messages]
+        if self.payload is not None and not self._waits():
+            payloads.append(self.payload)
+        return payloads
 
     def handle_error(
         self,
@@ -299,10 +475,13 @@ class _Connection(web.RequestHandler):
             super().log_exception(*args, **kwargs)
 
     def eof_received(self) -> bool:
-        """Answer a client that has sent all it will send: aiohttp hangs up instead, on scores that were counted."""
-        payloads = [payload for _, payload in self._messages]
-        if self.payload is not None and (self._waiter is None or self._waiter.done()):
-            payloads.append(self.payload)
+        """Answer a client that has sent all it will send: aiohttp hangs up instead, on scores that were counted.
+
+        Over TLS that is not to be had: the event loop closes both directions together.
+        """
+        if self.ssl_context is not None:
+            return False
+        payloads = self._payloads()
         if not payloads:
             return False  # nothing is being answered: hang up
         for payload in payloads:

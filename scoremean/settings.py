@@ -33,8 +33,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     """
 
     store: Annotated[str, Meta(min_length=1), _about("the directory of the store; made if missing")] = "./scoremean-data"
-    host: Annotated[str, _about("the loopback address to listen on; no other is accepted")] = "127.0.0.1"
+    host: Annotated[str, _about("the address to listen on; any but loopback needs --token-file")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), _about("the TCP port to listen on; 0 picks a free one")] = 8080
+    unix_socket: Annotated[str, _about("the path of a Unix socket to listen on, instead of host and port")] = ""
+    token_file: Annotated[str, _about("a file of bearer tokens, a line each: read TOKEN or write TOKEN")] = ""
+    tls_cert: Annotated[str, _about("a file with the certificate chain in PEM: serve HTTPS")] = ""
+    tls_key: Annotated[str, _about("a file with the private key of the certificate, in PEM")] = ""
+    tls_client_ca: Annotated[str, _about("a file of CAs in PEM: take only clients with a certificate of theirs")] = ""
+    allowed_hosts: Annotated[
+        str, _about("further names, with commas between, that a Host header may have; loopback is always known")
+    ] = ""
+    connections_max: Annotated[
+        int, Meta(ge=1, le=1 << 20), _about("the most connections at once, for each worker; past it 503")
+    ] = 4096
     workers: Annotated[int, Meta(ge=1, le=64), _about("processes that answer HTTP; past 1, one more owns the store")] = 1
     store_size_max_gib: Annotated[
         int, Meta(ge=1, le=1 << 16), _about("the size in GiB that the store may grow to; costs nothing until used")
@@ -54,14 +65,22 @@ class Settings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=64, le=1 << 30), _about("the largest request body read, in bytes; past it 413")
     ] = 4 << 20
     body_timeout_seconds: Annotated[int, Seconds, _about("seconds that a body may take to arrive; past it 408")] = 10
+    header_timeout_seconds: Annotated[
+        int, Seconds, _about("seconds that the head of a request may take to arrive; past it the connection is closed")
+    ] = 10
+    keepalive_timeout_seconds: Annotated[int, Seconds, _about("seconds after which an idle connection is closed")] = 75
     shutdown_timeout_seconds: Annotated[int, Seconds, _about("seconds that a shutdown waits for requests under way")] = 30
 
     def __post_init__(self) -> None:
-        if not _is_loopback(self.host):
+        if self.exposed and not self.token_file:
             raise SettingError(
-                f"host {self.host!r} is not a loopback address; scoremean has no access control of its own,"
-                " so listen on 127.0.0.1 and put a proxy in front"
+                f"host {self.host!r} is not a loopback address, so whoever reaches it could post scores:"
+                " give token_file too, or listen on 127.0.0.1"
             )
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingError("tls_cert and tls_key go together: one is given and the other is not")
+        if self.tls_client_ca and not self.tls_cert:
+            raise SettingError("tls_client_ca needs tls_cert and tls_key: without TLS no client shows a certificate")
         if self.score_min >= self.score_max:
             raise SettingError(f"score_min ({self.score_min}) must be below score_max ({self.score_max})")
         if self.batch_max_scores > self.queue_max_scores:
@@ -70,7 +89,14 @@ class Settings(Struct, frozen=True, kw_only=True):
             )
 
 
-def _is_loopback(host: str) -> bool:
+    @property
+    def exposed(self) -> bool:
+        """Whether other machines can connect."""
+        return not self.unix_socket and not is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` can be reached from this machine alone."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -118,7 +144,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
             setting.flag,
             dest=setting.name,
             metavar="N" if setting.minimum is not None else setting.name.upper(),
-            help=f"{setting.text} [{setting.default}]",
+            help=f"{setting.text} [{'none' if setting.default == '' else setting.default}]",
         )
 
 

@@ -22,12 +22,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
 
-from scoremean.app import serve
-from scoremean.errors import ListenError, ScoremeanError
+from scoremean.access import Access
+from scoremean.app import listen, serve
+from scoremean.errors import ScoremeanError
+from scoremean.logs import log_to_stderr
 from scoremean.settings import Settings
 from scoremean.store import open_store
 from scoremean.store.base import Store
@@ -56,31 +59,10 @@ async def serve_with_workers(settings: Settings, store: Store, version: str, ann
 
     Raises:
         ListenError: the address cannot be listened on.
+        SettingError: a file that `settings` names is at fault.
     """
     parent = _Parent(settings, store, version, announce)
     return await parent.run()
-
-
-def listen(host: str, port: int, workers: int) -> list[list[socket.socket]]:
-    """Return for each worker its listening sockets, one for each address of `host`; all have the same port.
-
-    Raises:
-        ListenError: the address cannot be listened on.
-    """
-    listening: list[list[socket.socket]] = [[] for _ in range(workers)]
-    try:
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-            # The first socket does not share the port, so that it is refused where anything listens; then it does.
-            first = socket.create_server((address[0], port), family=family)
-            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            port = first.getsockname()[1]
-            listening[0].append(first)
-            for sockets in listening[1:]:
-                sockets.append(socket.create_server((address[0], port), family=family, reuse_port=True))
-    except OSError as error:
-        _close(listening)
-        raise ListenError(f"cannot listen on {host} port {port}: {os.strerror(error.errno)}") from error
-    return listening
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -115,8 +97,11 @@ class _Parent:
         """See serve_with_workers."""
         # A first commit, so that the size that the store may grow to is on disk, from which the workers take it.
         await asyncio.wrap_future(self._store.submit([]))
-        listening = listen(self._settings.host, self._settings.port, self._settings.workers)
+        access = Access(self._settings)  # so that a file at fault is told here, and not by each worker
+        listening = listen(self._settings, self._settings.workers)
         loop = asyncio.get_running_loop()
+        if access.reloadable:
+            loop.add_signal_handler(signal.SIGHUP, self._signal, signal.SIGHUP)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._shared.failed.add_done_callback(lambda _: self._stop.set())
@@ -124,8 +109,7 @@ class _Parent:
         await self._stop.wait()
         _log.info("stopping the workers")
         _close(listening)  # before the workers do, whose close is then the last one: what came in later is refused
-        for process in self._processes:
-            process.terminate()
+        self._signal(signal.SIGTERM)
         timeout_seconds = self._settings.shutdown_timeout_seconds + STOP_MARGIN_SECONDS
         _, late = await asyncio.wait(keepers, timeout=timeout_seconds)
         for process in self._processes if late else ():
@@ -134,6 +118,11 @@ class _Parent:
         ended_well = all(await asyncio.gather(*keepers))
         await self._shared.close()
         return ended_well and not self._shared.failed.done()
+
+    def _signal(self, number: int) -> None:
+        """Pass a signal on to the workers."""
+        for process in self._processes:
+            process.send_signal(number)
 
     async def _keep(self, slot: int, sockets: list[socket.socket]) -> bool:
         """Run a worker, and another one when it ends by itself, until all stop. Return whether the last one ended well.
@@ -173,13 +162,16 @@ class _Parent:
         reader, writer = await asyncio.open_unix_connection(sock=control)
         writer.write(msgspec.json.encode(start))
         writer.write_eof()
-        url = (await reader.readline()).decode().strip()
+        url = ""
+        with suppress(ConnectionResetError):  # it may be ended before it has read what it is told
+            url = (await reader.readline()).decode().strip()
         listened_since = time.monotonic()
         if url and slot not in self._ready:
             self._ready.add(slot)
             if len(self._ready) == self._settings.workers:
                 self._announce(url)
-        await reader.read()  # ends with the process, so that the wait for it is none
+        with suppress(ConnectionResetError):
+            await reader.read()  # ends with the process, so that the wait for it is none
         writer.close()
         code = process.wait()
         self._processes.remove(process)
@@ -202,8 +194,7 @@ async def _serve(start: Start) -> bool:
 def main() -> int:
     """Be the worker that standard input describes, and return its exit code."""
     start = msgspec.json.decode(sys.stdin.buffer.read(), type=Start)
-    form = "%(asctime)s %(levelname)s worker %(process)d: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
+    log_to_stderr("worker %(process)d: ")
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return 0 if runner.run(_serve(start)) else 1

@@ -85,9 +85,10 @@ class Server:
         """Send SIGTERM."""
         self._process.terminate()
 
-    def read_message(self) -> str:
-        """Wait for a line on standard error, and return it."""
-        return self._process.stderr.readline()
+    def messages(self) -> str:
+        """Return what was written to standard error so far."""
+        # Not by a seek: the place in the file is the server's too.
+        return os.pread(self._messages.fileno(), 1 << 20, 0).decode(errors="replace")
 
     def wait(self) -> tuple[int, str]:
         """Wait for the end and return the exit code and what was written to standard error."""

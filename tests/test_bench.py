@@ -101,7 +101,7 @@ def test_what_was_answered_is_in_the_store(tmp_path, capsys):
 
 def test_failed_requests_are_reported(tmp_path, capsys, monkeypatch):
     """Every second one is for a route that is not there: the table is printed, and the exit code is 1."""
-    paths = [b"GET /means/bench-000000000 HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n"]
+    paths = [b"GET /%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in (b"means/bench-000000000", b"none")]
     monkeypatch.setattr(bench, "_requests", lambda *_: itertools.cycle(paths))
     assert cli.main(["bench", "--store", str(tmp_path), *SMALL]) == 1
     output = capsys.readouterr()
@@ -111,7 +111,7 @@ def test_failed_requests_are_reported(tmp_path, capsys, monkeypatch):
 
 def test_a_round_in_which_everything_fails_ends_it(tmp_path, capsys, monkeypatch):
     """There is nothing to put into a table."""
-    monkeypatch.setattr(bench, "_requests", lambda *_: itertools.repeat(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n"))
+    monkeypatch.setattr(bench, "_requests", lambda *_: itertools.repeat(b"GET /none HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     assert cli.main(["bench", "--store", str(tmp_path), *SMALL]) == 1
     output = capsys.readouterr()
     assert output.out == ""

@@ -44,7 +44,8 @@ def test_every_setting_is_documented(name):
     setting = SETTINGS[name]
     text = section(page("settings.md"), name)
     for part in (setting.flag, setting.variable, setting.default, setting.minimum, setting.maximum):
-        assert part is None or f"`{part}`" in text, part
+        assert part in (None, "") or f"`{part}`" in text, part
+    assert ("default none" in text) == (setting.default == "")
 
 
 def test_no_setting_is_documented_that_is_not_there():

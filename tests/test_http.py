@@ -129,7 +129,7 @@ async def test_an_unknown_uuid_is_404(client):
 )
 async def test_an_invalid_uuid_in_the_path_is_refused(service, path, status, slug):
     """Empty, a control character, too long, and bytes that are not UTF-8, encoded or raw."""
-    raw = f"GET /means/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode(errors="surrogateescape")
+    raw = f"GET /means/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(errors="surrogateescape")
     found, _, problem = await exchange(service, raw)
     assert (found, problem["type"]) == (status, f"urn:scoremean:{slug}")
 
@@ -205,7 +205,7 @@ def raw_request(line: str, *headers: str, body: bytes = b"", length: int | None 
     """Return the bytes of a request, whose Content-Length may be a lie."""
     if length is None and body:
         length = len(body)
-    lines = [f"{line} HTTP/1.1", "Host: x", *headers]
+    lines = [f"{line} HTTP/1.1", "Host: localhost", *headers]
     if length is not None:
         lines.append(f"Content-Length: {length}")
     return "\r\n".join([*lines, "", ""]).encode(errors="surrogateescape") + body
@@ -217,7 +217,7 @@ def raw_post(*headers: str, body: bytes = OK_BODY, length: int | None = None) ->
 
 
 HALF_POST = raw_post(length=40)
-CHUNKED = b"POST /scores HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"POST /scores HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 BAD_REQUESTS = {
     "no Content-Type": (raw_request("POST /scores", body=OK_BODY), 415, "unsupported-media-type"),
@@ -297,6 +297,9 @@ BAD_REQUESTS = {
     "body cut off, connection half closed": (HALF_POST, 400, "malformed-request"),
     "chunked body cut off": (CHUNKED + b"1d\r\n" + OK_BODY, 400, "malformed-request"),
     "chunk size not a number": (CHUNKED + b"zz\r\n", 400, "malformed-request"),
+    "no Host": (b"GET /livez HTTP/1.1\r\n\r\n", 400, "malformed-request"),
+    "two Hosts": (raw_request("GET /livez", "Host: localhost"), 400, "malformed-request"),
+    "Host of another site": (b"GET /livez HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, "misdirected-request"),
     "not HTTP": (b"\x16\x03\x01 hello\r\n\r\n", 400, "malformed-request"),
     "header without a colon": (raw_request("GET /livez", "X x"), 400, "malformed-request"),
     "header of 10,000 bytes": (raw_request("GET /livez", "X: " + "x" * 10_000), 400, "malformed-request"),

@@ -91,7 +91,7 @@ async def test_an_address_in_use_is_refused(store, settings, service):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 async def test_only_loopback_is_listened_on(host):
-    """There is no access control yet."""
+    """Unless there are tokens."""
     with pytest.raises(SettingError, match="not a loopback address"):
         Settings(host=host)
 

@@ -44,3 +44,27 @@ def test_the_range_of_scores_must_hold_two_at_least():
     """With one possible score every mean is known before."""
     with pytest.raises(SettingError, match=r"score_min \(5\) must be below score_max \(5\)"):
         resolve({"score_min": "5"}, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"host": "0.0.0.0"}, "host '0.0.0.0' is not a loopback address, so whoever reaches it could post scores"),
+        ({"tls_cert": "c"}, "tls_cert and tls_key go together"),
+        ({"tls_key": "k"}, "tls_cert and tls_key go together"),
+        ({"tls_client_ca": "a"}, "tls_client_ca needs tls_cert and tls_key"),
+    ],
+)
+def test_settings_of_access_that_contradict_each_other_are_refused(flags, message):
+    """And the missing one is named."""
+    with pytest.raises(SettingError, match=message):
+        resolve(flags, {})
+    others = {"token_file": "t", "tls_cert": "c", "tls_key": "k"}
+    assert resolve(others | flags, {}).token_file == "t"
+
+
+def test_exposed_is_what_other_machines_can_reach():
+    """Not a Unix socket, whatever the host."""
+    assert not Settings().exposed
+    assert not Settings(host="0.0.0.0", unix_socket="s").exposed
+    assert Settings(host="0.0.0.0", token_file="t").exposed

@@ -245,6 +245,23 @@ def test_an_environment_left_empty_by_a_crash_is_a_new_store(tmp_path):
         assert store.commit([Score("a", 1)]) == [Tally(1, 1)]
 
 
+def test_a_store_that_was_cut_to_nothing_is_not_a_new_one(tmp_path):
+    """LMDB would begin a new one in the empty file."""
+    LmdbStore(tmp_path).close()
+    os.truncate(tmp_path / "data.mdb", 0)
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match="data.mdb is empty: it was cut off; restore a backup"):
+            LmdbStore(tmp_path)
+
+
+def test_what_a_crash_left_of_a_store_in_the_making_is_made_anew(tmp_path):
+    """The file has another name until it is whole."""
+    (tmp_path / "data.mdb.new").write_bytes(b"half of a page")
+    with LmdbStore(tmp_path) as store:
+        assert store.commit([Score("a", 1)]) == [Tally(1, 1)]
+    assert sorted(os.listdir(tmp_path)) == ["data.mdb", "lock.mdb", "scoremean.lock"]
+
+
 def test_ids_expire_a_table_at_a_time(tmp_path):
     """Kept at least the retention, gone at twice of it; an id that is in use in the older table is still found."""
     now = 1000.0

@@ -14,10 +14,12 @@ from aiohttp import ClientSession, TCPConnector
 from msgspec.structs import replace
 
 from scoremean import Score, Tally, cli, open_store, workers
+from scoremean.app import listen
 from scoremean.client import Client
 from scoremean.errors import ListenError
+from scoremean.settings import Settings
 from scoremean.store.lmdb import LmdbStore
-from scoremean.workers import listen, serve_with_workers
+from scoremean.workers import serve_with_workers
 from tests.support import Server, assert_sound, post
 from tests.test_process import Load, expected
 
@@ -189,10 +191,10 @@ def test_what_prevents_a_start_is_one_sentence(tmp_path, capsys):
 
 def test_all_sockets_have_one_port_and_each_gets_its_share():
     """The kernel spreads the connections; nobody else can listen on the port."""
-    listening = listen("127.0.0.1", 0, 3)
+    listening = listen(Settings(port=0), 3)
     [port] = {one.getsockname()[1] for [one] in listening}
     with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
-        listen("127.0.0.1", port, 2)
+        listen(Settings(port=port), 2)
     clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
     for [one] in listening:
         one.settimeout(10)

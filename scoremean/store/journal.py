@@ -74,6 +74,11 @@ class Journal:
         """How many ids are kept, as of the newest record; one that was voided just as ids expired may be missing."""
         return self._newer.record.kept
 
+    @property
+    def folding(self) -> bool:
+        """Whether there are records in the older table."""
+        return bool(self._older.last)
+
     def get(self, uuid: str) -> Tally | None:
         """Return the tally of `uuid`, or None where `means` says what it is."""
         shard = hash(uuid) % SHARDS

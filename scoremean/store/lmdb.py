@@ -140,6 +140,11 @@ class LmdbStore(Store):
             else:
                 make_directory(self.path)
                 self._lock = _WriterLock(self.path)
+                if not (self.path / DATA_FILE).exists():
+                    _make_data_file(self.path, size_max_bytes)
+                elif not (self.path / DATA_FILE).stat().st_size:
+                    # LMDB would take it for a new one, and scoremean never leaves one.
+                    raise StoreDamaged(f"{self.path / DATA_FILE} is empty: it was cut off; restore a backup")
             self._env = _open_environment(self.path, 0 if readonly else size_max_bytes, readonly)
         except OSError as error:
             self._unlock()
@@ -227,9 +232,9 @@ class LmdbStore(Store):
             return list(_Check(txn, self._tables).damages())
 
     def copy_to(self, descriptor: int) -> None:
-        """Write all of the store, as of the last commit, to `descriptor`: a DATA_FILE without free pages, from first to last byte.
+        """Write all of the store, as of the last commit, to `descriptor`: a whole DATA_FILE, without free pages.
 
-        Commits go on meanwhile, and the file grows as they do: no page is used again until the copy is done.
+        Commits go on meanwhile, and the store's file grows as they do: no page is used again until the copy is done.
 
         Raises:
             StoreDamaged: LMDB finds its pages damaged. It trusts them, so worse damage may end the process by a signal.
@@ -310,8 +315,6 @@ class LmdbStore(Store):
         return tables
 
     def _create_tables(self) -> _Tables:
-        # The files are there; now they stay there. Before the tables, so that a crash in between leaves this to be done again.
-        fsync_directory(self.path)
         # One transaction, so that a crash in it leaves an empty environment, which counts as new.
         with self._env.begin(write=True) as txn:
             tables = _Tables(
@@ -389,9 +392,12 @@ class LmdbStore(Store):
             raise StoreDamaged(f"the store {self.path} is damaged: {damages[0]}{more}; restore a backup")
 
     def _generation(self) -> Generation:
-        """Return the generation that new ids belong to: a new one when the last one is as old as ids are kept."""
+        """Return the generation that new ids belong to: a new one when the last one is as old as ids are kept.
+
+        Not while ids of the one before are still to be folded: they would outlive what says that their UUID was forgotten.
+        """
         generation, now = self._meta.generation, int(self._clock())
-        expired = now - generation.since_seconds >= self._id_retention_seconds
+        expired = now - generation.since_seconds >= self._id_retention_seconds and not self._journal.folding
         return Generation(1 - generation.current, now) if expired else generation
 
     def _unlock(self) -> None:
@@ -660,6 +666,28 @@ class _WriterLock:
     def _write(self, text: str) -> None:
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, text.encode(), 0)
+        os.fsync(self.descriptor)  # or a power cut takes the mark that tells of it
+
+
+def _make_data_file(path: Path, size_max_bytes: int) -> None:
+    """Make an empty LMDB file.
+
+    LMDB writes the first two pages of a file without a sync; a power cut could leave half of them, which it does not open.
+    So they are made under another name, and get theirs once they are on disk.
+    """
+    made = path / f"{DATA_FILE}.new"
+    made.unlink(missing_ok=True)
+    try:
+        lmdb.Environment(str(made), map_size=size_max_bytes, subdir=False, mode=0o600, lock=False, lib_version=0).close()
+    except lmdb.Error as error:
+        raise StoreError(f"cannot make the store {path}: {error}") from error
+    descriptor = os.open(made, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    made.rename(path / DATA_FILE)
+    fsync_directory(path)
 
 
 def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.Environment:
