@@ -173,7 +173,8 @@ class Poster:
 
 async def _post_twice(url: str, seconds: float) -> tuple[Poster, int, int]:
     """Post scores with ids for so long, each again 100 posts later; return the Poster, how many scores were, and are held."""
-    poster = Poster(await wire.Connection.open(url))
+    connection = await wire.Connection.open(url)
+    poster = Poster(connection)
     waiting: deque[bytes] = deque()
     deadline = time.perf_counter() + seconds
     number = 0
@@ -186,6 +187,7 @@ async def _post_twice(url: str, seconds: float) -> tuple[Poster, int, int]:
             await poster.post(waiting.popleft())
     for raw in waiting:
         await poster.post(raw)
+    connection.close(abort=True)
     return poster, number, await scores_counted(url)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -242,6 +243,7 @@ def _judge_in_child(judge: _Judge, states: Sequence[State]) -> tuple[list[Verdic
     if not (child := os.fork()):
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # LMDB's last words, when it aborts
+            faulthandler.disable()  # pytest's, which has another descriptor
             for number, state in enumerate(states):
                 signal.setitimer(signal.ITIMER_REAL, STATE_MAX_SECONDS)  # what it sends ends the process
                 verdict = judge.judge(state, number % THOROUGH_EVERY == 0)

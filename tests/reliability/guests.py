@@ -190,6 +190,12 @@ class Regulars:
     async def run(self, url: str, connected: asyncio.Event) -> None:
         """Post one score after the other over one connection, 20 a second, until this is cancelled."""
         connection = await wire.Connection.open(url)
+        try:
+            await self._post(connection, connected)
+        finally:
+            connection.close(abort=True)
+
+    async def _post(self, connection: wire.Connection, connected: asyncio.Event) -> None:
         raw = wire.post(wire.members("regular", 5))
         for number in count(1):
             started = time.perf_counter()
