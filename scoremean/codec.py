@@ -133,7 +133,7 @@ def pack_record(record: Record) -> bytes:
 def unpack_record(value: bytes) -> Record:
     """Return the Record of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [total, count, list() as flat, kept, table, list() as ids] if _are(int, total, count, kept, table) and table in (0, 1):
+        case [total, count, list() as flat, kept, (0 | 1) as table, list() as ids] if _are(int, total, count, kept, table):
             uuids, sums, counts = flat[::3], flat[1::3], flat[2::3]
             types = set(map(type, uuids)) <= {str}, set(map(type, sums + counts)) <= {int}, set(map(type, ids)) <= {bytes}
             if all(types) and len(flat) % 3 == len(ids) % 2 == 0:

@@ -173,7 +173,7 @@ class ScoreDecoder:
         """Yield what each element of a batch is, as the fast reading judges it by itself.
 
         Raises:
-            InvalidBatch, MalformedRequest: that reading cannot tell where an element ends. The slow one may say which is at fault.
+            InvalidBatch, MalformedRequest: it cannot tell where an element ends; the slow reading may know which is at fault.
         """
         try:
             elements = _lines(body) if kind == NDJSON else _elements[kind](body)
