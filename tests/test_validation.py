@@ -66,13 +66,25 @@ def test_any_bytes_are_a_batch_or_a_refusal(kind, body):
 
 
 @given(st.lists(ALMOST_SCORES, max_size=5))
+@example([{"UUID": "a", "score": 1}, {"x": float("inf")}, {"UUID": 5}])
 def test_the_faults_of_a_batch_are_those_of_its_scores(values):
-    """Each with the place of its score in front."""
-    for index, item in enumerate(DECODER.decode_batch(json.dumps(values).encode(), JSON_TYPE)):
+    """Each with the place of its score in front, also when a number that is not JSON makes the batch one fault."""
+    alone: list[Score | InvalidScore] = []
+    for value in values:
         try:
-            assert item == DECODER.decode(json.dumps(values[index]).encode())
+            alone.append(DECODER.decode(json.dumps(value).encode()))
         except InvalidScore as error:
-            assert [fault.pointer for fault in item.faults] == [f"/{index}{fault.pointer}" for fault in error.faults]
+            alone.append(error)
+    pointers = [
+        f"/{index}{fault.pointer}" for index, one in enumerate(alone) if isinstance(one, InvalidScore) for fault in one.faults
+    ]
+    try:
+        items = DECODER.decode_batch(json.dumps(values).encode(), JSON_TYPE)
+    except InvalidBatch as error:
+        assert [fault.pointer for fault in error.faults] == pointers
+        return
+    assert [item for item in items if isinstance(item, Score)] == [one for one in alone if isinstance(one, Score)]
+    assert [fault.pointer for item in items if isinstance(item, InvalidScore) for fault in item.faults] == pointers
 
 
 @pytest.mark.parametrize("depth", [500, 900, 990, 1000, 1100, 100_000])
