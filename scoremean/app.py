@@ -142,12 +142,17 @@ def listen(settings: Settings, workers: int = 1) -> list[list[socket.socket]]:
             for sockets in listening[1:]:
                 sockets.append(socket.create_server((address[0], port), family=family, backlog=LISTEN_BACKLOG, reuse_port=True))
     except OSError as error:
-        for sockets in listening:
-            for one in sockets:
-                one.close()
+        close_all(listening)
         reason = os.strerror(error.errno) if error.errno else error
         raise ListenError(f"cannot listen on {path or f'{host} port {port}'}: {reason}") from error
     return listening
+
+
+def close_all(listening: Sequence[Sequence[socket.socket]]) -> None:
+    """Close what `listen` returned, in this process."""
+    for sockets in listening:
+        for one in sockets:
+            one.close()
 
 
 def _bind_unix(path: str) -> socket.socket:

@@ -16,7 +16,6 @@ from aiohttp.web import BaseRequest
 
 from scoremean.access import Right
 from scoremean.errors import (
-    InvalidBatch,
     InvalidId,
     InvalidScore,
     MalformedRequest,
@@ -33,6 +32,7 @@ from scoremean.validation import (
     NDJSON,
     Item,
     ScoreDecoder,
+    all_faults,
     decode_on_error,
     decode_page,
     decode_uuids,
@@ -86,8 +86,7 @@ class Handlers:
             return await self._post_batch(request, kind, body, skip)
         decode = self.decoder.decode if kind == JSON else self.decoder.decode_msgpack
         score = decode(body) if len(body) <= INLINE_MAX_BYTES else await asyncio.to_thread(decode, body)
-        if "Idempotency-Key" in request.headers:
-            score = with_key(score, request.headers["Idempotency-Key"])
+        score = with_key(score, request.headers.get("Idempotency-Key"))
         tally = await self.writer.post(score)
         response = respond(Mean(score.uuid, tally.mean), content_type=kind)
         if isinstance(tally, Replay):
@@ -109,7 +108,7 @@ class Handlers:
         items = self.decoder.decode_batch(body, kind)
         scores = [item for item in items if not isinstance(item, InvalidScore)]
         if len(scores) < len(items) and not skip:
-            raise _all_faults(items)
+            raise all_faults(items)
         return items, Batch(scores, skip)
 
     async def void_score(self, request: BaseRequest) -> Response:
@@ -197,12 +196,6 @@ def _result(error: RequestError, index: int) -> dict[str, Any]:
     problem = describe(error)
     problem.setdefault("errors", [{"pointer": f"/{index}/id", "detail": problem["detail"]}])
     return problem
-
-
-def _all_faults(items: Sequence[Item]) -> InvalidBatch:
-    refused = [item for item in items if isinstance(item, InvalidScore)]
-    faults = tuple(fault for item in refused for fault in item.faults)
-    return InvalidBatch(f"{len(refused)} of {len(items)} scores are at fault, so none was counted", faults)
 
 
 def _matches(etag: str, header: str | None) -> bool:

@@ -34,6 +34,7 @@ from scoremean.store.lmdb import (
     fsync_directory,
     make_directory,
     require_store,
+    summary,
 )
 
 CHUNK_BYTES = 1 << 20
@@ -151,8 +152,7 @@ def restore(source: IO[bytes], name: str, path: Path, progress: Progress) -> Sta
 
 def _require_sound(health: Health, sentence: str) -> Stats:
     if health.damages:
-        more = f", and {len(health.damages) - 1} more" if health.damages[1:] else ""
-        raise StoreDamaged(f"{sentence}: {health.damages[0]}{more}")
+        raise StoreDamaged(f"{sentence}: {summary(health.damages)}")
     return health.stats
 
 

@@ -159,6 +159,7 @@ class ScoreDecoder:
 
         Raises:
             MalformedRequest: no element of the body can be told from the next.
+            InvalidBatch: likewise, but the faults can be told; or it is no array.
             BodyTooLarge: more scores than batch_max_scores.
         """
         try:
@@ -191,11 +192,9 @@ class ScoreDecoder:
         if not isinstance(values, list):
             return InvalidBatch(f"a batch is an array of scores, not {_shown(values)}")
         items = [self.item(value, f"/{index}") for index, value in enumerate(values)]
-        refused = [item for item in items if isinstance(item, InvalidScore)]
-        if not refused:
+        if not any(isinstance(item, InvalidScore) for item in items):
             return MalformedRequest(f"the body is not {'JSON' if kind == JSON else 'MessagePack'}: {error}")
-        faults = tuple(fault for item in refused for fault in item.faults)
-        return InvalidBatch(f"{len(refused)} of {len(items)} scores are at fault, so none was counted", faults)
+        return all_faults(items)
 
     def add_up(self, body: bytes, sums: dict[str, int]) -> int | None:
         """Add the scores of an NDJSON body to `sums`, packed in units of ONE_SCORE, and return how many there were.
@@ -262,6 +261,13 @@ class ScoreDecoder:
         except ValueError:
             return False
         return True
+
+
+def all_faults(items: Sequence[Item]) -> InvalidBatch:
+    """Return the refusal of a batch as a whole, with the faults of all of its scores."""
+    refused = [item for item in items if isinstance(item, InvalidScore)]
+    faults = tuple(fault for item in refused for fault in item.faults)
+    return InvalidBatch(f"{len(refused)} of {len(items)} scores are at fault, so none was counted", faults)
 
 
 def is_batch(body: bytes, kind: str) -> bool:

@@ -28,7 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from scoremean.access import Access
-from scoremean.app import listen, serve
+from scoremean.app import close_all, listen, serve
 from scoremean.errors import ScoremeanError
 from scoremean.logs import log_to_stderr
 from scoremean.settings import Settings
@@ -74,12 +74,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _close(listening: list[list[socket.socket]]) -> None:
-    for sockets in listening:
-        for one in sockets:
-            one.close()
-
-
 class _Parent:
     """Starts the workers, commits what they send, starts another for one that ends by itself, and stops them."""
 
@@ -108,7 +102,7 @@ class _Parent:
         keepers = [asyncio.ensure_future(self._keep(slot, sockets)) for slot, sockets in enumerate(listening)]
         await self._stop.wait()
         _log.info("stopping the workers")
-        _close(listening)  # before the workers do, whose close is then the last one: what came in later is refused
+        close_all(listening)  # before the workers do, whose close is then the last one: what came in later is refused
         self._signal(signal.SIGTERM)
         timeout_seconds = self._settings.shutdown_timeout_seconds + STOP_MARGIN_SECONDS
         _, late = await asyncio.wait(keepers, timeout=timeout_seconds)

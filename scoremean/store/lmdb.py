@@ -109,7 +109,7 @@ class LmdbStore(Store):
         path: the directory. When writing, it is created if it is missing.
         size_max_bytes: the size that the store may grow to. It costs address space, neither memory nor disk.
         readonly: read what another process writes; `submit` is refused.
-        id_retention_seconds: ids are kept at least this long, and at most twice as long while scores come in.
+        id_retention_seconds: ids are kept at least this long, and about twice as long at most while scores come in.
         clock: the Unix time in seconds, by which ids expire.
 
     Raises:
@@ -209,7 +209,10 @@ class LmdbStore(Store):
 
     def tallies(self) -> Iterator[tuple[str, Tally]]:
         """Yield every UUID with its tally, in order, all as of one commit. Meanwhile the pages seen are not used again."""
-        with self._long_snapshot() as (txn, journal, _):
+        with self._reading:
+            txn = self._begin()
+            journal = self._journal.all()
+        with txn:
             for key, value in txn.cursor(self._tables.means):
                 uuid = codec.unpack_uuid(key)
                 yield uuid, journal.get(uuid) or codec.unpack_tally(value)
@@ -260,15 +263,6 @@ class LmdbStore(Store):
         """Give a read transaction, with the journal as of the same commit. The writer waits for its end: keep it short."""
         with self._reading, self._begin() as txn:
             yield txn
-
-    @contextmanager
-    def _long_snapshot(self) -> Iterator[tuple[lmdb.Transaction, dict[str, Tally], Tally]]:
-        """Give a read transaction, with a copy of what the journal says and the tally over all UUIDs as of the same commit."""
-        with self._reading:
-            txn = self._begin()
-            journal, total = self._journal.all(), self._journal.total
-        with txn:
-            yield txn, journal, total
 
     def _begin(self) -> lmdb.Transaction:
         """Return a read transaction of the last commit, and bring the journal up to it."""
@@ -388,8 +382,7 @@ class LmdbStore(Store):
         """Check the whole store, since it may not be as the last writer left it. Raises StoreDamaged."""
         _log.warning("the store %s was not closed before a power cut or after a failed commit: checking it", self.path)
         if damages := self.check():
-            more = f", and {len(damages) - 1} more" if damages[1:] else ""
-            raise StoreDamaged(f"the store {self.path} is damaged: {damages[0]}{more}; restore a backup")
+            raise StoreDamaged(f"the store {self.path} is damaged: {summary(damages)}; restore a backup")
 
     def _generation(self) -> Generation:
         """Return the generation that new ids belong to: a new one when the last one is as old as ids are kept.
@@ -608,6 +601,12 @@ def _again(add: Add, record: IdRecord) -> Replay | RequestError:
     if record.voided:
         return IdVoided(f"the score with the id {add.id} was voided; post a new score with a new id")
     return Replay(record.first.sum, record.first.count)
+
+
+def summary(damages: Sequence[str]) -> str:
+    """Return the first of at least one damage, and how many more there are."""
+    more = f", and {len(damages) - 1} more" if damages[1:] else ""
+    return f"{damages[0]}{more}"
 
 
 def require_store(path: Path) -> None:
