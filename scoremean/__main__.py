@@ -1,8 +1,22 @@
-"""`python -m scoremean` is `scoremean`."""
+"""`python -m scoremean` is `scoremean`; and so is the single binary, which is also each process that scoremean starts."""
 
+import runpy
 import sys
 
-from scoremean.cli import main
+from scoremean import children
+
+
+def main() -> int:
+    """Run the command line; in a binary that was started as a child, the module that it is told to. Return the exit code."""
+    match sys.argv[1:]:
+        case [children.CHILD_FLAG, module, *arguments] if children.frozen() and module in children.CHILD_MODULES:
+            sys.argv[1:] = arguments
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            return 0
+    from scoremean.cli import main as run  # pylint: disable=import-outside-toplevel  # a worker needs none of it
+
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,6 +24,8 @@ from msgspec.structs import replace
 from scoremean.access import Access
 from scoremean.errors import ListenError
 from scoremean.handlers import Handlers
+from scoremean.live import Live
+from scoremean.notify import STOPPING, notify
 from scoremean.server import Router, Server
 from scoremean.settings import Settings
 from scoremean.store.base import Store
@@ -31,6 +33,12 @@ from scoremean.validation import ScoreDecoder
 from scoremean.writer import Writer
 
 _log = logging.getLogger(__name__)
+
+_HINTS = {
+    errno.EADDRINUSE: "stop what listens there, or give --port another one (0 picks a free one)",
+    errno.EADDRNOTAVAIL: "give --host an address of this machine",
+    errno.EACCES: "give --port one from 1024 on, or --unix-socket a directory that is yours",
+}
 
 COLLECT_AT_OBJECTS = 20_000
 # Descriptors for all but connections: the store's files, sockets that listen, workers, threads' wake-ups.
@@ -61,6 +69,7 @@ class Service:
         self._version = version
         self._listening = listening
         self._writer: Writer
+        self._live: Live
         self._server: Server
         self._servers: list[asyncio.AbstractServer] = []
         self.access = Access(settings)
@@ -81,16 +90,16 @@ class Service:
         if not self._listening:
             [self._listening] = listen(settings)
         self._writer = Writer(self._store, settings.queue_max_scores)
+        self._live = Live(self._store, self._version, settings.score_min, settings.score_max)
         handlers = Handlers(
             self._store,
             self._writer,
+            self._live,
             ScoreDecoder(settings.score_min, settings.score_max, settings.batch_max_scores),
             self._version,
-            settings.body_max_bytes,
-            settings.body_timeout_seconds,
-            settings.batch_max_scores,
+            settings,
         )
-        self._server = Server(Router(handlers.routes()), self.access, settings)
+        self._server = Server(Router(handlers.routes()), self.access, settings, self._store.counts)
         await self._answer()
         self.url = _url(self._listening[0], self.access.tls is not None)
 
@@ -113,6 +122,7 @@ class Service:
         for server in self._servers:
             server.close()
         await asyncio.sleep(0)  # what was accepted in this turn of the loop is let in first
+        self._live.close()  # its streams would go on
         self._server.pre_shutdown()
         await self._server.shutdown(self._settings.shutdown_timeout_seconds)
         await self._writer.close()
@@ -143,9 +153,16 @@ def listen(settings: Settings, workers: int = 1) -> list[list[socket.socket]]:
                 sockets.append(socket.create_server((address[0], port), family=family, backlog=LISTEN_BACKLOG, reuse_port=True))
     except OSError as error:
         close_all(listening)
-        reason = os.strerror(error.errno) if error.errno else error
-        raise ListenError(f"cannot listen on {path or f'{host} port {port}'}: {reason}") from error
+        raise ListenError(f"cannot listen on {path or f'{host} port {port}'}: {_reason(error)}") from error
     return listening
+
+
+def _reason(error: OSError) -> str:
+    """Return why an address cannot be listened on, and what to do about it."""
+    known = isinstance(error, socket.gaierror) or not error.errno  # the system's own words
+    reason = error.strerror or str(error) if known else os.strerror(error.errno)
+    hint = "give --host a name or address of this machine" if known else _HINTS.get(error.errno)
+    return f"{reason}; {hint}" if hint else reason
 
 
 def close_all(listening: Sequence[Sequence[socket.socket]]) -> None:
@@ -229,6 +246,7 @@ async def serve(
     service.failed.add_done_callback(lambda _: stop.set())
     announce(service.url)
     await stop.wait()
+    notify(STOPPING)
     _log.info("stopping: answering what is under way")
     await service.stop()
     return not service.failed.done()

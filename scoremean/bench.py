@@ -27,6 +27,7 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
+from scoremean import children
 from scoremean.client import Client
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreError, Unavailable
 from scoremean.model import Score
@@ -294,7 +295,11 @@ async def _started(*arguments: str) -> AsyncIterator[str]:
     """Run the module with its arguments in a process and yield the address that it prints; then end it and wait for that."""
     with tempfile.TemporaryFile() as messages:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages
+            *children.command(*arguments),
+            env=children.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=messages,
         )
         try:
             line = (await process.stdout.readline()).decode()

@@ -22,8 +22,10 @@ from typing import Any
 
 import msgspec
 
+from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
-from scoremean.model import Mean
+from scoremean.model import Mean, Stats
+from scoremean.notify import READY, notify
 from scoremean.operate import backup, check, check_file, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve
 from scoremean.store import open_store
@@ -69,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     export_verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
     _add_operate(verbs)
     _add_bench(verbs)
+    settings = ["score_min", "score_max", "batch_max_scores", "queue_max_scores", "body_max_bytes", "token_file"]
+    _add_verb(verbs, "openapi", _openapi, "print the OpenAPI document of a service with these settings", settings)
     return top
 
 
@@ -124,14 +128,36 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
     from scoremean.logs import log_to_stderr
     from scoremean.workers import loop_factory, serve_with_workers
 
-    log_to_stderr()
+    log_to_stderr(settings)
     if settings.exposed and not settings.tls_cert:
         logging.getLogger(__name__).warning("tokens and scores cross the network unencrypted: see tls_cert")
-    with open_store(settings.store, **_store_options(settings)) as store:
+    alone, processes = settings.workers == 1, settings.workers + 1
+    counts = Counts() if alone else Counts(processes, descriptor=shared_memory(processes))
+    with open_store(settings.store, **_store_options(settings), counts=counts) as store:
+
+        def announce(url: str) -> None:
+            print(_greeting(url, settings, store.stats()), flush=True)
+            notify(READY)
+
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            run = serve if settings.workers == 1 else serve_with_workers
-            ended_well = runner.run(run(settings, store, _version(), _announce))
+            run = serve if alone else serve_with_workers
+            ended_well = runner.run(run(settings, store, _version(), announce))
     return OK if ended_well else FAILED
+
+
+def _greeting(url: str, settings: Settings, stats: Stats) -> str:
+    """Return what `serve` prints once requests are answered: where it is, and how to go on from there."""
+    holds = f"{Path(settings.store).absolute()}: {stats.uuids:,} UUIDs, {stats.scores:,} scores"
+    lines = [f"listening on {url}", f"store  {holds}"]
+    base, curl = url, "curl"
+    if settings.unix_socket:
+        base, curl = "http://localhost", f"curl --unix-socket {settings.unix_socket}"
+    else:
+        lines.insert(1, f"page   {url}/")
+    token = "-H 'Authorization: Bearer TOKEN' " if settings.token_file else ""
+    score = f'\'{{"UUID": "a1-b1", "score": {settings.score_max}}}\''
+    lines.append(f"post   {curl} {base}/scores {token}-H 'Content-Type: application/json' -d {score}")
+    return "\n".join(lines)
 
 
 def _get(options: argparse.Namespace, settings: Settings) -> int:
@@ -268,6 +294,13 @@ def _bench(options: argparse.Namespace, settings: Settings) -> int:
     return OK if not report.errors else _complain(f"{report.errors} requests failed; the first: {report.first_error}", FAILED)
 
 
+def _openapi(_: argparse.Namespace, settings: Settings) -> int:
+    from scoremean.openapi import encoded
+
+    print(msgspec.json.format(encoded(settings, _version())).decode())
+    return OK
+
+
 class ProgressBar:
     """A line on standard error that says how far a file is read, how fast, and how long it will take; only on a terminal."""
 
@@ -317,10 +350,6 @@ def _store_options(settings: Settings) -> dict[str, int]:
         "size_max_bytes": settings.store_size_max_gib << 30,
         "id_retention_seconds": settings.id_retention_hours * 3600,
     }
-
-
-def _announce(url: str) -> None:
-    print(f"listening on {url}", flush=True)
 
 
 def _version() -> str:

@@ -25,6 +25,7 @@
     │   ├── QueueFull                    more scores wait than queue_max_scores; this one was not counted
     │   ├── Stopping                     the service is shutting down; this one was not counted
     │   ├── TooManyConnections           more connections than connections_max; nothing was done
+    │   ├── TooManyStreams               more streams of events than may be
     │   └── OutcomeUnknown               the commit failed half way; it may or may not be counted
     ├── StoreFull                   507  the store has no room left; this one was not counted
     ├── StoreError                  a store that cannot be opened or read
@@ -122,7 +123,10 @@ class UnknownId(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The path exists, but not with this method; `allowed`, the value of the Allow header, lists those it has."""
+    """The path exists, but not with this method; the Allow header lists those it has.
+
+    `allowed` is the value of the header.
+    """
 
     status = 405
     slug = "method-not-allowed"
@@ -174,7 +178,10 @@ class MisdirectedRequest(RequestError):
 
 
 class InvalidScore(RequestError, ValueError):
-    """Well-formed JSON that is not a score. `faults` names each member at fault."""
+    """Well-formed JSON that is not a score.
+
+    `faults` names each member at fault.
+    """
 
     status = 422
     slug = "invalid-score"
@@ -214,7 +221,10 @@ class IdVoided(InvalidScore):
 
 
 class InvalidBatch(InvalidScore):
-    """Some scores of a batch are at fault, so that none of them was counted. `faults` lists them all."""
+    """Some scores of a batch are at fault, so that none of them was counted.
+
+    `faults` lists them all.
+    """
 
     slug = "invalid-batch"
     title = "Invalid batch"
@@ -255,6 +265,13 @@ class TooManyConnections(Unavailable):
 
     slug = "too-many-connections"
     title = "Too many connections"
+
+
+class TooManyStreams(Unavailable):
+    """There are as many streams of events as may be."""
+
+    slug = "too-many-streams"
+    title = "Too many streams"
 
 
 class OutcomeUnknown(Unavailable):

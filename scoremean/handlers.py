@@ -15,16 +15,21 @@ import msgspec
 from aiohttp.web import BaseRequest
 
 from scoremean.access import Right
+from scoremean.assets import HEADERS as ASSET_HEADERS
+from scoremean.assets import Asset, page_files, make_asset
 from scoremean.errors import (
     InvalidId,
     InvalidScore,
     MalformedRequest,
     RequestError,
     Stopping,
+    UnknownRoute,
     UnknownUUID,
 )
+from scoremean.live import Live
 from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
-from scoremean.server import Response, Route, describe, read_body, respond
+from scoremean.server import Response, Route, Stream, describe, read_body, respond
+from scoremean.settings import Settings
 from scoremean.store.base import Store
 from scoremean.validation import (
     JSON,
@@ -33,6 +38,7 @@ from scoremean.validation import (
     Item,
     ScoreDecoder,
     all_faults,
+    decode_min_count,
     decode_on_error,
     decode_page,
     decode_uuids,
@@ -46,6 +52,7 @@ from scoremean.writer import Writer
 INLINE_MAX_BYTES = 32 << 10
 
 SCORE_TYPES = (JSON, NDJSON, MSGPACK)
+EVENTS = "text/event-stream"
 REPLAYED = "Idempotency-Replayed"
 
 _Result = TypeVar("_Result")
@@ -53,15 +60,14 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Handlers:
-    """The routes over one Store and its Writer."""
+    """The routes over one Store, its Writer, and the events of both."""
 
     store: Store
     writer: Writer
+    live: Live
     decoder: ScoreDecoder
     version: str
-    body_max_bytes: int
-    body_timeout_seconds: int
-    batch_max_scores: int
+    settings: Settings
 
     def routes(self) -> list[Route]:
         """Return the route table, with the right that a token needs for each."""
@@ -73,15 +79,21 @@ class Handlers:
             Route("GET", "/means/{UUID}", self.get_mean, Right.READ),
             Route("DELETE", "/means/{UUID}", self.forget_mean, Right.WRITE),
             Route("GET", "/stats", self.get_stats, Right.READ),
-            Route("GET", "/livez", self.get_livez, Right.NONE),
-            Route("GET", "/readyz", self.get_readyz, Right.NONE),
+            Route("GET", "/events", self.get_events, Right.READ),
+            Route("GET", "/metrics", self.get_metrics, Right.READ),
+            Route("GET", "/livez", self.get_livez, Right.NONE, vital=True),
+            Route("GET", "/readyz", self.get_readyz, Right.NONE, vital=True),
+            Route("GET", "/", self.get_page, Right.NONE),
+            Route("GET", "/page/{file}", self.get_page_file, Right.NONE),
+            Route("GET", "/docs", self.get_docs, Right.NONE),
+            Route("GET", "/openapi.json", self.get_openapi, Right.NONE),
         ]
 
     async def post_scores(self, request: BaseRequest) -> Response:
         """Count one score, or a batch of them, and answer each mean right after it, once all are durable."""
         kind = media_type(request.headers, SCORE_TYPES)
         skip = decode_on_error(request.query) if request.rel_url.raw_query_string else False
-        body = await read_body(request, self.body_max_bytes, self.body_timeout_seconds)
+        body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
         if is_batch(body, kind):
             return await self._post_batch(request, kind, body, skip)
         decode = self.decoder.decode if kind == JSON else self.decoder.decode_msgpack
@@ -146,14 +158,48 @@ class Handlers:
     async def query_means(self, request: BaseRequest) -> Response:
         """Answer the means of the UUIDs in the body, in their order, null for one without a score."""
         media_type(request.headers, (JSON,))
-        body = await read_body(request, self.body_max_bytes, self.body_timeout_seconds)
-        uuids = await _off_loop(decode_uuids, body, self.batch_max_scores)
+        body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
+        uuids = await _off_loop(decode_uuids, body, self.settings.batch_max_scores)
         tallies = await asyncio.to_thread(self.store.get, uuids)
         return respond([tally and _mean(uuid, tally) for uuid, tally in zip(uuids, tallies)])
 
     async def get_stats(self, _: BaseRequest) -> Response:
         """Answer what the store holds."""
         return respond({"version": self.version, **msgspec.to_builtins(self.store.stats())})
+
+    async def get_events(self, request: BaseRequest) -> Response:
+        """Answer with what happens, as server-sent events, until the client goes or the service stops."""
+        return Stream(self.live.stream(decode_min_count(request.query)), content_type=EVENTS)
+
+    async def get_metrics(self, _: BaseRequest) -> Response:
+        """Answer what Prometheus scrapes."""
+        from scoremean import metrics  # pylint: disable=import-outside-toplevel  # a service that nobody scrapes needs it not
+
+        routes = [(route.method, route.path) for route in self.routes()]
+        text = metrics.Metrics(self.store.counts, self.store.stats(), routes, self.version).text()
+        return Response(text, content_type=metrics.CONTENT_TYPE)
+
+    async def get_page(self, request: BaseRequest) -> Response:
+        """Answer the page for people."""
+        return _asset(request, page_files()["index.html"])
+
+    async def get_page_file(self, request: BaseRequest) -> Response:
+        """Answer a file that the page refers to."""
+        if (asset := page_files().get(_raw_in_path(request))) is None:
+            raise UnknownRoute(f"there is no {request.rel_url.raw_path}")
+        return _asset(request, asset)
+
+    async def get_docs(self, request: BaseRequest) -> Response:
+        """Answer the routes as a page for people."""
+        from scoremean import docs  # pylint: disable=import-outside-toplevel  # a service that nobody asks needs it not
+
+        return _asset(request, make_asset("docs.html", docs.encoded(self.settings, self.version)))
+
+    async def get_openapi(self, request: BaseRequest) -> Response:
+        """Answer the OpenAPI document."""
+        from scoremean import openapi  # pylint: disable=import-outside-toplevel  # likewise
+
+        return _asset(request, make_asset("openapi.json", openapi.encoded(self.settings, self.version)))
 
     async def get_livez(self, _: BaseRequest) -> Response:
         """Answer 200 as long as the process can answer at all."""
@@ -205,12 +251,22 @@ def _matches(etag: str, header: str | None) -> bool:
     return header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
-def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
-    """Return what the path has behind its first segment.
+def _asset(request: BaseRequest, asset: Asset) -> Response:
+    """Return a file of the page, or 304 to who has it."""
+    headers = {**ASSET_HEADERS, "ETag": asset.etag}
+    if _matches(asset.etag, request.headers.get("If-None-Match")):
+        return Response(None, status=304, headers=headers)
+    return Response(asset.body, content_type=asset.content_type, headers=headers)
 
-    From the raw path: only there a slash and its %2F, or a dot, are as they were sent.
-    """
-    raw = request.rel_url.raw_path.split("/", 2)[2]
+
+def _raw_in_path(request: BaseRequest) -> str:
+    """Return what the path has behind its first segment: only there a slash and its %2F, or a dot, are as they were sent."""
+    return request.rel_url.raw_path.split("/", 2)[2]
+
+
+def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
+    """Return what the path has behind its first segment, decoded."""
+    raw = _raw_in_path(request)
     try:
         return require(unquote_to_bytes(raw.encode(errors="surrogateescape")).decode())
     except UnicodeDecodeError:

@@ -24,6 +24,7 @@ from typing import IO
 from lmdb.verify import VerifyError, verify
 from msgspec import Struct
 
+from scoremean import children
 from scoremean.errors import NotWritten, ScoremeanError, StoreDamaged, StoreError, StoreForeign
 from scoremean.model import Stats
 from scoremean.store.lmdb import (
@@ -193,7 +194,7 @@ def _copy(path: Path, how: str, write: Callable[[bytes], None]) -> None:
         StoreError: it cannot be read.
     """
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "scoremean.operate", how, str(path)],
+        children.command("scoremean.operate", how, str(path)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -201,8 +202,7 @@ def _copy(path: Path, how: str, write: Callable[[bytes], None]) -> None:
         # The SIGINT of a terminal is for this process alone. When it closes the pipe, that one ends too, and lets go of the
         # pages that it reads; one that is killed would hold them until the store is opened by another.
         start_new_session=True,
-        # With -P, it imports from where this process did, and from nowhere else.
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+        env=children.environment(),
     ) as process:
         while data := process.stdout.read(CHUNK_BYTES):
             write(data)

@@ -14,10 +14,14 @@ knows when it is overdue, and once a second the Server looks for those that are.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
+import re
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -28,6 +32,7 @@ import msgspec
 from aiohttp import StreamReader, hdrs, web
 
 from scoremean.access import Access, Right
+from scoremean.counts import CONNECTIONS, Counts, request_cell
 from scoremean.errors import (
     BodyTooLarge,
     ExpectationFailed,
@@ -41,6 +46,7 @@ from scoremean.errors import (
     Unavailable,
     UnknownRoute,
 )
+from scoremean.logs import log_access
 from scoremean.settings import Settings
 from scoremean.validation import JSON, MSGPACK, NDJSON
 
@@ -54,9 +60,17 @@ LINGERING_SECONDS = 1
 # A client that reads an answer more slowly than this is cut off.
 ANSWER_MIN_BYTES_PER_SECOND = 64 << 10
 
+REQUEST_ID = "X-Request-Id"
+# What of a client's own is repeated in the answer and in the log.
+_REQUEST_ID = re.compile("[!-~]{1,128}").fullmatch
+
 _log = logging.getLogger(__name__)
 
-_encode_json = msgspec.json.Encoder().encode
+def _encode_json(value: object) -> bytes:
+    return _encode(value) + b"\n"
+
+
+_encode = msgspec.json.Encoder().encode
 _encoders: dict[str, Callable[[Any], bytes]] = {
     NDJSON: msgspec.json.Encoder().encode_lines,
     MSGPACK: msgspec.msgpack.Encoder().encode,
@@ -72,9 +86,10 @@ class Response:
 
     Attributes:
         keep_alive: whether the connection goes on after it; None for what the request asks for.
+        request_id: what the request is called, by the client or by this server.
     """
 
-    __slots__ = ("status", "content_type", "body", "headers", "keep_alive")
+    __slots__ = ("status", "content_type", "body", "headers", "keep_alive", "request_id")
 
     def __init__(
         self, body: bytes | None, *, status: int = 200, content_type: str = JSON, headers: dict[str, str] | None = None
@@ -84,33 +99,71 @@ class Response:
         self.content_type = content_type
         self.headers = headers or {}
         self.keep_alive: bool | None = None
+        self.request_id = ""
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send the answer to `request`; returns when it is in the hands of the kernel, or nearly so."""
-        if self.keep_alive is None:
-            self.keep_alive = request.keep_alive
-        head = _head(self.status, None if self.body is None else self.content_type, int(time.time()))
-        if self.headers:
-            head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode("ascii")
-        if not self.keep_alive:
-            head += b"Connection: close\r\n"
-        elif request.version < (1, 1):
-            head += b"Connection: keep-alive\r\n"
+        head = self._begin(request)
         if self.body is None:
             head += b"\r\n"
         else:
             head += b"Content-Length: %d\r\n\r\n" % len(self.body)
         if self.body is not None and request.method != "HEAD":
             head += self.body
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        transport.write(head)
+        _write(request, head)
         if request.protocol.writing_paused:
             await request.writer.drain()
 
+    def _begin(self, request: web.BaseRequest) -> bytes:
+        """Return the head but for the end of it, and settle whether the connection goes on."""
+        if self.keep_alive is None:
+            self.keep_alive = request.keep_alive
+        head = _head(self.status, None if self.body is None else self.content_type, int(time.time()))
+        head += b"X-Request-Id: %s\r\n" % self.request_id.encode("ascii")
+        if self.headers:
+            head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode("ascii")
+        if not self.keep_alive:
+            head += b"Connection: close\r\n"
+        elif request.version < (1, 1):
+            head += b"Connection: keep-alive\r\n"
+        return head
+
     async def write_eof(self) -> None:
         """Do nothing: `prepare`, after which aiohttp calls this, has sent all of it."""
+
+
+class Stream(Response):
+    """An answer of which more comes as time goes by; the connection ends with it.
+
+    Args:
+        pieces: what it is made of. It is closed when the client is gone, which is noticed at the next piece.
+    """
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, pieces: AsyncGenerator[bytes], *, content_type: str):
+        super().__init__(b"", content_type=content_type, headers={"Cache-Control": "no-store"})
+        self._pieces = pieces
+        self.keep_alive = False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Send the answer to `request`; returns when there are no more pieces. Raises ConnectionResetError."""
+        _write(request, self._begin(request) + b"\r\n")
+        async with aclosing(self._pieces) as pieces:
+            if request.method == "HEAD":
+                return
+            async for piece in pieces:
+                _write(request, piece)
+                if request.protocol.writing_paused:
+                    await request.writer.drain()
+
+
+def _write(request: web.BaseRequest, data: bytes) -> None:
+    """Hand `data` to the kernel, or nearly so. Raises ConnectionResetError."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client is gone")
+    transport.write(data)
 
 
 @lru_cache(maxsize=64)
@@ -126,7 +179,7 @@ def _head(status: int, content_type: str | None, second: int) -> bytes:
 
 
 def respond(value: object, *, status: int = 200, content_type: str = JSON) -> Response:
-    """Return a response with `value`, encoded as `content_type`."""
+    """Return a response with `value`, encoded as `content_type`; JSON ends its line, as a terminal wants it."""
     return Response(_encoders.get(content_type, _encode_json)(value), status=status, content_type=content_type)
 
 
@@ -186,24 +239,37 @@ Handler = Callable[[web.BaseRequest], Awaitable[Response]]
 
 
 class Route(NamedTuple):
-    """What answers a method on a path. A path may end in one `{variable}`, which stands for all the rest, slashes included."""
+    """What answers a method on a path. A path may end in one `{variable}`, which stands for all the rest, slashes included.
+
+    Attributes:
+        vital: it tells whether the service is up, and is answered also on a connection that is one too many: whoever asks
+            restarts a service that does not answer, and a flood is no reason to.
+    """
 
     method: str
     path: str
     handler: Handler
     right: Right = Right.WRITE
+    vital: bool = False
 
 
 _NOTHING: dict[str, Route] = {}
 
 
 class Router:
-    """Finds the route of a request. GET routes answer HEAD too."""
+    """Finds the route of a request. GET routes answer HEAD too.
+
+    Attributes:
+        routes: all of them, in the order of their numbers, which begin at 1.
+        numbers: the number of each by its method and path, by which requests are counted.
+    """
 
     def __init__(self, routes: Iterable[Route]):
+        self.routes = list(routes)
+        self.numbers = {(route.method, route.path): number for number, route in enumerate(self.routes, 1)}
         self._exact: dict[str, dict[str, Route]] = {}
         self._below: dict[str, dict[str, Route]] = {}
-        for route in routes:
+        for route in self.routes:
             fixed, variable, _ = route.path.partition("{")
             methods = (self._below if variable else self._exact).setdefault(fixed, {})
             methods |= dict.fromkeys(("GET", "HEAD") if route.method == "GET" else (route.method,), route)
@@ -232,17 +298,20 @@ class Server(web.Server):
     """aiohttp's server of connections, answering with what `router` finds, to whom `access` lets in.
 
     Args:
-        settings: of which connections_max and the timeouts are used.
+        settings: of which connections_max, the timeouts and access_log_every are used.
+        counts: where requests and connections are counted.
 
     Attributes:
         refuse: answers on a connection that is one too many.
     """
 
-    def __init__(self, router: Router, access: Access, settings: Settings):
-        boundary = _Boundary(router, access)
+    def __init__(self, router: Router, access: Access, settings: Settings, counts: Counts):
+        boundary = _Boundary(router, access, settings.access_log_every, counts.cells)
+        self._cells = counts.cells
         # A client that goes away does not cancel what it asked for: a score that is being counted has no way back.
         super().__init__(boundary, request_factory=_make_request, handler_cancellation=False)
         self.refuse = boundary.refuse
+        self._malformed = boundary.malformed
         self._settings = settings
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep_again)
 
@@ -250,6 +319,7 @@ class Server(web.Server):
         return _Connection(
             self,
             loop=self._loop,
+            malformed=self._malformed,
             header_timeout_seconds=self._settings.header_timeout_seconds,
             answer_timeout_seconds=self._settings.body_timeout_seconds,
             keepalive_timeout=self._settings.keepalive_timeout_seconds,
@@ -279,6 +349,7 @@ class Server(web.Server):
 
     def _sweep_again(self) -> None:
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep_again)
+        self._cells[CONNECTIONS] = len(self._connections)
         self.sweep(self._loop.time())
 
     async def shutdown(self, timeout: float | None = None) -> None:
@@ -299,38 +370,67 @@ class _Boundary:
     It asks who a request is from before anything of the request is acted on.
     """
 
-    def __init__(self, router: Router, access: Access):
+    def __init__(self, router: Router, access: Access, access_log_every: int, cells: memoryview):
         self._router = router
         self._hosts = access.hosts
         self._tokens = access.tokens
+        self._cells = cells
+        self._access_log_every = access_log_every
+        # What this process calls requests: by chance once, and then by number.
+        self._ids = map(f"{secrets.token_hex(6)}-{{}}".format, itertools.count(1))
+        self._answered = 0
 
     async def __call__(self, request: web.BaseRequest) -> Response:
+        headers = request.headers
+        request_id = headers.get(REQUEST_ID)
+        if request_id is None or not _REQUEST_ID(request_id):
+            request_id = next(self._ids)
+        started = self._access_log_every and time.perf_counter()
+        number = 0
         try:
-            headers = request.headers
             if self._hosts is not None and (host := headers.get(hdrs.HOST)) not in self._hosts.known:
                 self._hosts.require(host)
             route = self._router.find(request)
+            number = self._router.numbers[route.method, route.path]
             if self._tokens is not None:
                 self._tokens.require(headers.get(hdrs.AUTHORIZATION), route.right)
             if hdrs.EXPECT in headers:
                 await _expect(request)
             response = await route.handler(request)
         except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
-            response = _refusal(error, request)
+            response = _refusal(error, request, request_id)
+        self._finish(response, request_id, number)
+        if started:
+            self._log_access(request, response, started)
         # What is left of a body that was not read would be taken for the next request, or waited for.
         return response if request.content.is_eof() else _last(response)
 
-    async def refuse(self, request: web.BaseRequest) -> Response:
-        """Answer on a connection that is one too many, and end it: 503, but for the routes that tell whether the service is up.
+    def _log_access(self, request: web.BaseRequest, response: Response, started: float) -> None:
+        """Log one of so many requests as it is answered; of a stream, as it begins."""
+        self._answered += 1
+        if self._answered % self._access_log_every == 0:
+            log_access(request.method, request.raw_path, response.status, time.perf_counter() - started, response.request_id)
 
-        Whoever asks those restarts a service that does not answer, and a flood is no reason to.
-        """
+    async def refuse(self, request: web.BaseRequest) -> Response:
+        """Answer on a connection that is one too many, and end it: 503, but for the vital routes."""
         try:
-            if self._router.find(request).right is Right.NONE:
+            if self._router.find(request).vital:
                 return _last(await self(request))
         except ScoremeanError:
             pass
-        return _last(problem(TooManyConnections("there are connections_max connections already; nothing was done")))
+        response = problem(TooManyConnections("there are connections_max connections already; nothing was done"))
+        return _last(self._finish(response, next(self._ids), 0))
+
+    def malformed(self, reason: str) -> Response:
+        """Return the answer to bytes that are not HTTP, which end their connection."""
+        response = problem(MalformedRequest(f"the request is not well-formed HTTP/1.1: {reason}"))
+        return _last(self._finish(response, next(self._ids), 0))
+
+    def _finish(self, response: Response, request_id: str, number: int) -> Response:
+        """Return `response`, named and counted for the route with this number."""
+        response.request_id = request_id
+        self._cells[request_cell(number, response.status)] += 1
+        return response
 
 
 async def _expect(request: web.BaseRequest) -> None:
@@ -341,7 +441,7 @@ async def _expect(request: web.BaseRequest) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def _refusal(error: Exception, request: web.BaseRequest) -> Response:
+def _refusal(error: Exception, request: web.BaseRequest, request_id: str) -> Response:
     """Return the answer that `error` is."""
     match error:
         case MethodNotAllowed():
@@ -357,7 +457,8 @@ def _refusal(error: Exception, request: web.BaseRequest) -> Response:
         case web.RequestPayloadError() | ConnectionError():
             # Half a body. When the client is gone this answer is dropped; when it only stopped sending, it is read.
             return _last(problem(MalformedRequest("the body ended before it was complete")))
-    _log.error("a bug: %s %s failed", request.method, request.path, exc_info=error)
+    fields = {"request_id": request_id}
+    _log.error("a bug: %s %s failed", request.method, request.raw_path, exc_info=error, extra={"fields": fields})
     return problem(ScoremeanError("a bug in scoremean, its log says more; it is unknown whether anything was counted"))
 
 
@@ -368,6 +469,7 @@ class _Connection(web.RequestHandler):
     """One connection, with some habits of aiohttp's changed, and clocks on what aiohttp has none for.
 
     Args:
+        malformed: returns the answer to bytes that are not HTTP, given the reason.
         header_timeout_seconds: for the head of a request, from the opening or from its first byte.
         answer_timeout_seconds: for an answer that the client does not read; more for a long one.
 
@@ -378,19 +480,30 @@ class _Connection(web.RequestHandler):
             Infinite between requests.
     """
 
-    __slots__ = ("loop", "payload", "header_due", "_header_timeout", "_answer_timeout", "_answer_due", "_closing_due")
+    __slots__ = (
+        "loop",
+        "payload",
+        "header_due",
+        "_malformed",
+        "_header_timeout",
+        "_answer_timeout",
+        "_answer_due",
+        "_closing_due",
+    )
 
     def __init__(
         self,
         manager: web.Server,
         *,
         loop: asyncio.AbstractEventLoop,
+        malformed: Callable[[str], Response],
         header_timeout_seconds: float,
         answer_timeout_seconds: float,
         **options: Any,
     ):
         super().__init__(manager, loop=loop, **options)
         self.loop = loop
+        self._malformed = malformed
         self.payload: StreamReader | None = None
         self._header_timeout = header_timeout_seconds
         self._answer_timeout = answer_timeout_seconds
@@ -467,7 +580,7 @@ class _Connection(web.RequestHandler):
     ) -> Response:
         """Answer bytes that are not HTTP with a problem, and write nothing to the log: aiohttp writes a traceback."""
         reason = (message or "").partition("\n")[0].rstrip(":")
-        return _last(problem(MalformedRequest(f"the request is not well-formed HTTP/1.1: {reason}")))
+        return self._malformed(reason)
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """Log what is a bug, and not that a body ended early: aiohttp reads on after an early answer, and trips over it."""

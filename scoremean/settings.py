@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -70,6 +70,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 10
     keepalive_timeout_seconds: Annotated[int, Seconds, _about("seconds after which an idle connection is closed")] = 75
     shutdown_timeout_seconds: Annotated[int, Seconds, _about("seconds that a shutdown waits for requests under way")] = 30
+    log_format: Annotated[Literal["text", "json"], _about("what a line of the log is: text or json")] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _about("the least that is logged: debug, info, warning or error")
+    ] = "info"
+    access_log_every: Annotated[
+        int, Meta(ge=0, le=1_000_000), _about("log one of so many requests, for each worker; 1 logs all, 0 none")
+    ] = 0
 
     def __post_init__(self) -> None:
         if self.exposed and not self.token_file:
@@ -87,7 +94,6 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise SettingError(
                 f"batch_max_scores ({self.batch_max_scores}) must not exceed queue_max_scores ({self.queue_max_scores})"
             )
-
 
     @property
     def exposed(self) -> bool:
@@ -167,6 +173,8 @@ def _parse(setting: Setting, text: str, source: str) -> int | str:
     try:
         return msgspec.convert(text if setting.minimum is None else int(text), setting.type)
     except ValueError:  # of int() and of msgspec
+        if choices := get_args(get_args(setting.type)[0]):
+            raise SettingError(f"{source} must be one of {', '.join(choices)}; it is {text!r}") from None
         if setting.minimum is None:
             raise SettingError(f"{source} must not be empty") from None
         raise SettingError(

@@ -28,6 +28,7 @@ from scoremean.errors import (
     UnsupportedMediaType,
 )
 from scoremean.model import TEXT_MAX_BYTES, Score, Tally, require_uuid
+from scoremean.overview import MIN_COUNTS
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -106,21 +107,24 @@ class ScoreDecoder:
     Args:
         score_min, score_max: the lowest and the highest score accepted.
         batch_max_scores: the most scores in one request.
+
+    Attributes:
+        type: of which msgspec decodes every score. It is Score with the range of this service.
     """
 
     def __init__(self, score_min: int, score_max: int, batch_max_scores: int):
         bounded = Annotated[int, msgspec.Meta(ge=score_min, le=score_max)]
         # On the wire an id is a string or left out: a null would look like an id and protect from nothing.
         fields = [("score", bounded), ("id", str, None)]
-        self._type = msgspec.defstruct(
+        self.type = msgspec.defstruct(
             "Score", fields, bases=(Score,), frozen=True, gc=False, forbid_unknown_fields=True
         )
-        self._decoder = msgspec.json.Decoder(self._type)
-        self._decode_map = msgspec.msgpack.Decoder(self._type).decode
+        self._decoder = msgspec.json.Decoder(self.type)
+        self._decode_map = msgspec.msgpack.Decoder(self.type).decode
         self._batch_decoders: dict[str, Callable[[bytes], list[Score]]] = {
-            JSON: msgspec.json.Decoder(list[self._type]).decode,
+            JSON: msgspec.json.Decoder(list[self.type]).decode,
             NDJSON: self._decoder.decode_lines,
-            MSGPACK: msgspec.msgpack.Decoder(list[self._type]).decode,
+            MSGPACK: msgspec.msgpack.Decoder(list[self.type]).decode,
         }
         line = msgspec.defstruct("Line", [("UUID", str), ("score", bounded)], gc=False, forbid_unknown_fields=True)
         self._decode_lines = msgspec.json.Decoder(line).decode_lines
@@ -226,7 +230,7 @@ class ScoreDecoder:
         `at` is the pointer to the value, which stands in front of those of its members.
         """
         try:
-            return msgspec.convert(value, self._type)
+            return msgspec.convert(value, self.type)
         except ValueError as error:
             return self._explained(value, at, error)
 
@@ -257,7 +261,7 @@ class ScoreDecoder:
     def _is_valid(self, name: str, member: Any) -> bool:
         """Try `member` in a score that is otherwise valid: so the type stays the only judge."""
         try:
-            msgspec.convert(self._valid | {name: member}, self._type)
+            msgspec.convert(self._valid | {name: member}, self.type)
         except ValueError:
             return False
         return True
@@ -309,6 +313,17 @@ def decode_page(query: Mapping[str, str]) -> tuple[str | None, int]:
     if not re.fullmatch(r"[0-9]{1,4}", limit, re.ASCII) or not 1 <= int(limit) <= PAGE_MAX_UUIDS:
         raise InvalidQuery(f"the parameter limit must be an integer from 1 to {PAGE_MAX_UUIDS}, not {_shown(limit)}")
     return after, int(limit)
+
+
+def decode_min_count(query: Mapping[str, str]) -> int:
+    """Return the scores that a UUID must have to be in an overview. Raises InvalidQuery, naming the parameter."""
+    if unknown := sorted(query.keys() - {"min_count"}):
+        raise InvalidQuery(f"unknown parameter {_shown(unknown[0])}; events have min_count")
+    text = query.get("min_count", "1")
+    if text not in map(str, MIN_COUNTS):
+        choices = f"1, 2, 5, 10, 20, 50 and so on to {MIN_COUNTS[-1]}"
+        raise InvalidQuery(f"the parameter min_count must be one of {choices}, not {_shown(text)}")
+    return int(text)
 
 
 def decode_on_error(query: Mapping[str, str]) -> bool:

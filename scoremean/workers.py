@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -27,10 +26,13 @@ from contextlib import suppress
 import msgspec
 from msgspec import Struct
 
+from scoremean import children
 from scoremean.access import Access
 from scoremean.app import close_all, listen, serve
+from scoremean.counts import Counts
 from scoremean.errors import ScoremeanError
 from scoremean.logs import log_to_stderr
+from scoremean.notify import STOPPING, notify
 from scoremean.settings import Settings
 from scoremean.store import open_store
 from scoremean.store.base import Store
@@ -44,16 +46,24 @@ _log = logging.getLogger(__name__)
 
 
 class Start(Struct):
-    """What a worker is told at its start; sockets by the numbers of their descriptors."""
+    """What a worker is told at its start; sockets, and the memory of the counts, by the numbers of their descriptors.
+
+    `row` is the one of the counts that it writes: that of the worker whose place it takes, if there was one.
+    """
 
     settings: Settings
     version: str
     connection: int
     listening: list[int]
+    counts: int
+    row: int
 
 
 async def serve_with_workers(settings: Settings, store: Store, version: str, announce: Callable[[str], None]) -> bool:
     """Serve with `settings.workers` processes until SIGTERM or SIGINT, or until a commit fails; see app.serve.
+
+    Args:
+        store: its counts are in shared memory, with a row for this process and one for each worker.
 
     Returns whether it ended well: every score taken is durable, and every worker has answered what it took.
 
@@ -101,6 +111,7 @@ class _Parent:
         self._shared.failed.add_done_callback(lambda _: self._stop.set())
         keepers = [asyncio.ensure_future(self._keep(slot, sockets)) for slot, sockets in enumerate(listening)]
         await self._stop.wait()
+        notify(STOPPING)
         _log.info("stopping the workers")
         close_all(listening)  # before the workers do, whose close is then the last one: what came in later is refused
         self._signal(signal.SIGTERM)
@@ -140,16 +151,22 @@ class _Parent:
         batches, worker_batches = socket.socketpair()
         control, worker_control = socket.socketpair()
         with worker_batches, worker_control:
-            start = Start(self._settings, self._version, worker_batches.fileno(), [one.fileno() for one in sockets])
+            start = Start(
+                self._settings,
+                self._version,
+                worker_batches.fileno(),
+                [one.fileno() for one in sockets],
+                self._store.counts.descriptor,
+                slot + 1,  # row 0 is the parent's
+            )
             process = subprocess.Popen(  # pylint: disable=consider-using-with  # it is waited for below
-                [sys.executable, "-P", "-m", __spec__.name],
+                children.command("scoremean.workers"),
                 stdin=worker_control,
                 stdout=worker_control,
-                pass_fds=[start.connection, *start.listening],
+                pass_fds=[start.connection, start.counts, *start.listening],
                 # The SIGINT of a terminal is for the parent alone, which then stops the workers.
                 start_new_session=True,
-                # With -P, it imports from where this process did, and from nowhere else.
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                env=children.environment(),
             )
         self._processes.add(process)
         await self._shared.connect(batches)
@@ -176,7 +193,8 @@ class _Parent:
 
 async def _serve(start: Start) -> bool:
     """Be a worker: serve until SIGTERM, or until the parent is gone. Return whether it ended well."""
-    store = RemoteStore(open_store(start.settings.store, readonly=True))
+    counts = Counts(start.settings.workers + 1, start.row, start.counts)
+    store = RemoteStore(open_store(start.settings.store, readonly=True), counts)
     await store.connect(socket.socket(fileno=start.connection))
     store.lost.add_done_callback(lambda _: signal.raise_signal(signal.SIGTERM))
     with store:
@@ -188,7 +206,7 @@ async def _serve(start: Start) -> bool:
 def main() -> int:
     """Be the worker that standard input describes, and return its exit code."""
     start = msgspec.json.decode(sys.stdin.buffer.read(), type=Start)
-    log_to_stderr("worker %(process)d: ")
+    log_to_stderr(start.settings, "worker %(process)d: ")
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return 0 if runner.run(_serve(start)) else 1

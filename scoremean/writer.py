@@ -15,6 +15,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future as StoreFuture
 
+from scoremean.counts import QUEUE_SCORES
 from scoremean.errors import OutcomeUnknown, QueueFull, ScoremeanError, Stopping, StoreFull
 from scoremean.model import Batch
 from scoremean.store.base import Change, Outcome, Store
@@ -28,7 +29,8 @@ class Writer:
     """Gathers the scores of many requests into batches, of which `store.batches_max` are under way at a time.
 
     Args:
-        store: where the batches go. The Writer does not close it.
+        store: where the batches go. The Writer does not close it. In its counts stands how many scores wait, as of the last
+            beginning or end of a commit.
         queue_max_scores: scores that may wait or be under way; past it `post` refuses.
 
     Attributes:
@@ -109,12 +111,14 @@ class Writer:
             return
         self._committing_scores += scores
         self._committing_batches += 1
+        self._store.counts.cells[QUEUE_SCORES] = self._committing_scores
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._answer, waiting, scores, done))
 
     def _answer(self, waiting: Waiting, scores: int, done: StoreFuture[list[Outcome]]) -> None:
         """Hand the outcomes of a commit to the requests they belong to, and start the next commit."""
         self._committing_scores -= scores
         self._committing_batches -= 1
+        self._store.counts.cells[QUEUE_SCORES] = self._gathered_scores + self._committing_scores
         error = done.exception()
         if error is None:
             _resolve(waiting, done.result())

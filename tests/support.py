@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,9 @@ from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Self
+from urllib.request import Request, urlopen
 
+import pytest
 from aiohttp import ClientSession
 from lmdb.verify import verify
 
@@ -38,12 +41,28 @@ _SERVE_SMALL = (
 )
 
 
+def require_program(name: str, package: str) -> None:
+    """Skip the test unless the program is there, or this is CI, where the test then fails."""
+    if not shutil.which(name) and not os.environ.get("CI"):
+        pytest.skip(f"{name} is not installed; `apt-get install -y --no-install-recommends {package}` installs it")
+
+
+def fetch(request: str | Request) -> bytes:
+    """Return the body of the answer to a request, or to GET of an address, which must be a success."""
+    with urlopen(request) as response:
+        return response.read()
+
+
 class Server:
     """`scoremean serve` in a process of its own, on a free port. Started on entry, ended by force on exit.
 
     Args:
         small_journal: run it with SMALL_JOURNAL.
         program: what starts `scoremean`, up to the verb, such as a broken build; None for scoremean as it is.
+
+    Attributes:
+        url: where it listens.
+        greeting: the lines that it printed: where it listens, its page, its store, how to post.
     """
 
     def __init__(self, store: Path, *flags: str, small_journal: bool = False, program: Sequence[str] | None = None):
@@ -53,6 +72,7 @@ class Server:
         self._process: subprocess.Popen[str]
         self._messages: IO[str]
         self.url = ""
+        self.greeting: list[str] = []
 
     def __enter__(self) -> Self:
         command = [*self._program, "serve", "--store", str(self.store), "--port", "0", *self._flags]
@@ -66,6 +86,9 @@ class Server:
             self.kill()
             raise AssertionError(self.wait()[1])
         self.url = line.split()[-1]
+        self.greeting = [line]
+        while self.greeting[-1] and not self.greeting[-1].startswith("post "):
+            self.greeting.append(self._process.stdout.readline())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -127,17 +127,20 @@ def test_a_token_file_that_cannot_be_read_is_refused(tmp_path):
     [None, "", WRITE, *(f"Bearer {end}" for end in ("", WRITE[:-1], f"{WRITE}x", f"x {WRITE}", "\udcff")), f"Basic {WRITE}"],
 )
 async def test_without_a_known_token_it_is_401(store, token_file, header, caplog):
-    """On every route but those that tell whether the service is up; and nothing is counted."""
+    """On every route but those that tell nothing of what is stored; and nothing is counted."""
+    public = {"/livez", "/readyz", "/", "/page/{file}", "/openapi.json", "/docs"}
     headers = [] if header is None else [f"Authorization: {header}"]
     async with running(store, token_file=token_file) as service:
-        for route in Handlers(None, None, None, "", 1, 1, 1).routes():
+        for route in Handlers(*[None] * 6).routes():
+            assert (route.right is Right.NONE) == (route.path in public)
+            if route.right is Right.NONE:
+                continue
             path = route.path.partition("{")[0]
             status, found, problem = await exchange(service, raw_request(f"{route.method} {path}", *headers))
-            if path in ("/livez", "/readyz"):
-                assert status == 200
-            else:
-                assert (status, problem["type"]) == (401, "urn:scoremean:unauthorized")
-                assert found["www-authenticate"] == "bearer"
+            assert (status, problem["type"]) == (401, "urn:scoremean:unauthorized")
+            assert found["www-authenticate"] == "bearer"
+        for path in ("/livez", "/readyz"):
+            assert (await exchange(service, raw_request(f"GET {path}", *headers)))[0] == 200
     assert not caplog.records
 
 

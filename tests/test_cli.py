@@ -79,6 +79,32 @@ def test_serve_and_the_readers_beside_it(tmp_path, capsys):
     assert "Traceback" not in messages
 
 
+def test_serve_says_how_to_go_on(tmp_path):
+    """Where the page and the store are, and a command that posts a score as it is printed."""
+    store = tmp_path / "store"
+    with Server(store, "--score-max", "7") as server:
+        post = server.greeting.pop()
+        assert server.greeting == [
+            f"listening on {server.url}\n",
+            f"page   {server.url}/\n",
+            f"store  {store}: 0 UUIDs, 0 scores\n",
+        ]
+        done = subprocess.run(["bash", "-c", post.removeprefix("post ")], capture_output=True, text=True, check=True)
+        assert done.stdout == '{"UUID":"a1-b1","mean":7.0}\n'
+
+
+def test_serve_says_it_for_a_socket_with_tokens_too(tmp_path):
+    """There is no page on a Unix socket, and curl must be told of both."""
+    (tmp_path / "tokens").touch(0o600)
+    (tmp_path / "tokens").write_text(f"write {'w' * 20}\n")
+    path = tmp_path / "socket"
+    with Server(tmp_path / "store", "--unix-socket", str(path), "--token-file", str(tmp_path / "tokens")) as server:
+        assert [line.split()[0] for line in server.greeting] == ["listening", "store", "post"]
+        command = server.greeting[-1].removeprefix("post ").replace("TOKEN", "w" * 20)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert done.stdout == '{"UUID":"a1-b1","mean":5.0}\n'
+
+
 def test_serve_works_without_uvloop(tmp_path, monkeypatch, capsys):
     """It is optional."""
     monkeypatch.setitem(sys.modules, "uvloop", None)

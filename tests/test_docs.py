@@ -55,7 +55,7 @@ def test_no_setting_is_documented_that_is_not_there():
 
 def test_the_routes_documented_are_the_routes():
     """A heading for each, and no more."""
-    routes = Handlers(None, None, None, "", 1, 1, 1).routes()
+    routes = Handlers(*[None] * 6).routes()
     assert headings(page("http.md")) == {f"{route.method} {route.path}" for route in routes}
 
 
@@ -79,9 +79,10 @@ def test_the_table_of_bad_input_is_the_one_that_is_tested():
     assert set(documented) - set(tested) == {"body that stops, connection open", "invalid UUID in the path", "path not UTF-8"}
 
 
-def test_the_command_line_page_is_the_help():
-    """Made again by `python -m tests.reference`."""
-    assert reference.CLI_PAGE.read_text() == reference.cli_page()
+def test_the_reference_is_the_help():
+    """The page of the command line, the man page and the completions. Made again by `python -m tests.reference`."""
+    for path, text in reference.pages().items():
+        assert path.read_text() == text, path
 
 
 def test_the_module_line_is_documented():
@@ -98,14 +99,14 @@ def test_the_readme_is_short_and_its_commands_are_those_of_ci():
     assert sum(line.endswith(".venv/bin/pytest") for line in lines) == 1
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     """Every relative link names a file that exists."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.name)
 def test_python_examples_run(path, tmp_path, monkeypatch):
     """Each fenced Python block, in a directory of its own."""
     monkeypatch.chdir(tmp_path)
@@ -115,5 +116,5 @@ def test_python_examples_run(path, tmp_path, monkeypatch):
 
 def test_every_page_is_in_the_index():
     """And nothing is only there by accident."""
-    for path in DOCS.glob("*.md"):
-        assert path.name == "index.md" or f"({path.name})" in page("index.md"), path
+    for path in DOCS.rglob("*.md"):
+        assert path.name == "index.md" or f"({path.relative_to(DOCS)})" in page("index.md"), path

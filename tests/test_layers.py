@@ -12,8 +12,9 @@ import scoremean
 
 PACKAGE = Path(scoremean.__file__).parent
 LINE = (
-    "errors model codec settings store.base store.journal store.lmdb store.remote store writer validation"
-    " logs access server handlers app workers transfer operate client bench cli __main__".split()
+    "errors model counts codec settings store.base store.journal store.lmdb store.remote store writer overview live"
+    " metrics validation assets logs children notify access server openapi docs handlers app workers transfer"
+    " operate client bench cli __main__".split()
 )
 
 
@@ -34,8 +35,9 @@ def imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            # `from scoremean import codec` imports the module codec; any other name is the package's own.
-            names |= {f"{node.module}.{alias.name}" if alias.name in LINE else node.module for alias in node.names}
+            # `from scoremean import codec` imports the module codec; any other name is what the module on the left has.
+            found = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name.removeprefix("scoremean.") in LINE else node.module for name in found}
     return {name.removeprefix("scoremean").removeprefix(".") for name in names if name.split(".")[0] == "scoremean"}
 
 

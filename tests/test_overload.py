@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import logging
 import math
 import resource
 from concurrent.futures import Future
@@ -14,7 +12,6 @@ from aiohttp import ClientSession
 
 from scoremean import app
 from scoremean.app import Service, with_descriptors
-from scoremean.logs import LINES_PER_SECOND, LimitedHandler
 from scoremean.model import Score, Tally
 from scoremean.server import REFUSED_MAX, Server
 from scoremean.settings import Settings
@@ -269,31 +266,6 @@ async def test_a_body_that_never_comes_delays_a_stop_until_its_time_is_over(serv
     await service.stop()
     assert (await read_response(reader))[0] == 408
     await closed((reader, writer))
-
-
-def test_the_log_of_a_flood_is_short():
-    """Ten lines a second, and then how many were left out; what is critical is always written."""
-    seconds, stream = iter([1.0] * 50 + [1.9, 2.0]), io.StringIO()
-    logger = logging.Logger("test")
-    logger.addHandler(LimitedHandler(stream, clock=lambda: next(seconds)))
-    for n in range(50):
-        logger.warning("bad %d", n)
-    logger.critical("worse")
-    lines = stream.getvalue().splitlines()
-    assert lines[:LINES_PER_SECOND] == [f"bad {n}" for n in range(LINES_PER_SECOND)]
-    assert lines[LINES_PER_SECOND:] == ["worse", "(40 messages before this one were left out: there were too many in a second)"]
-    logger.warning("good")
-    assert stream.getvalue().endswith(")\ngood\n")
-
-
-def test_a_message_of_many_lines_counts_as_many():
-    """But what is begun is written to its end."""
-    stream = io.StringIO()
-    logger = logging.Logger("test")
-    logger.addHandler(LimitedHandler(stream, clock=lambda: 1.0))
-    for _ in range(3):
-        logger.error("\n".join(["line"] * 8))
-    assert stream.getvalue().count("line") == 16
 
 
 async def test_a_fault_of_the_outside_world_is_one_line(caplog):

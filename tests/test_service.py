@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import pytest
 from aiohttp import ClientSession
 
-from scoremean.app import Service, serve
+from scoremean.app import Service, listen, serve
 from scoremean.errors import ListenError, SettingError
 from scoremean.model import Tally
 from scoremean.settings import Settings
@@ -84,9 +84,23 @@ async def test_an_address_in_use_is_refused(store, settings, service):
     """With the address in the message, and nothing left open."""
     port = int(service.url.rsplit(":", 1)[1])
     other = Service(Settings(port=port), store, "1.2.3")
-    with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+    with pytest.raises(ListenError, match=f"on 127.0.0.1 port {port}: Address already in use; .* give --port another one"):
         await other.start()
     assert settings.port == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"host": "192.0.2.1"}, "192.0.2.1 port 0: Cannot assign requested address; give --host an address of this machine"),
+        ({"host": "nowhere.invalid"}, "nowhere.invalid port 0: .+; give --host a name or address of this machine"),
+        ({"unix_socket": "/proc/none"}, "/proc/none: "),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_refused(tmp_path, settings, message):
+    """With what to do about it."""
+    with pytest.raises(ListenError, match=f"cannot listen on {message}"):
+        listen(Settings(port=0, token_file=str(tmp_path), **settings))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])

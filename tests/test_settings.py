@@ -34,6 +34,12 @@ def test_a_number_that_is_none_or_out_of_range_is_refused(text):
             resolve(flags, environment)
 
 
+def test_what_is_none_of_the_choices_is_refused():
+    """The message lists them."""
+    with pytest.raises(SettingError, match="--log-format must be one of text, json; it is 'xml'"):
+        resolve({"log_format": "xml"}, {})
+
+
 def test_an_empty_store_is_refused():
     """An empty variable would otherwise mean the current directory."""
     with pytest.raises(SettingError, match="SCOREMEAN_STORE must not be empty"):

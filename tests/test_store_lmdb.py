@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -31,6 +32,7 @@ from scoremean.errors import (
 )
 from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store import journal
+from scoremean.store import lmdb as lmdb_module
 from scoremean.store.lmdb import DISK_RESERVE_BYTES, LmdbStore
 from tests.store_contract import StoreContract
 from tests.support import LONG, SMALL_JOURNAL, Oracle, assert_sound, plain, scores_of
@@ -236,6 +238,39 @@ def test_a_directory_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "blocked" / "data.mdb").mkdir(parents=True)
     with pytest.raises(StoreError, match="cannot open the store .*blocked: "):
         LmdbStore(tmp_path / "blocked")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EACCES, "Permission denied; run scoremean as the user who owns it, or give --store another directory"),
+        (errno.EROFS, "Read-only file system; give --store a directory on a disk that can be written"),
+        (errno.ENOSPC, "No space left on device; make room on its disk, or give --store a directory on another one"),
+        (errno.EIO, "Input/output error$"),
+    ],
+)
+def test_a_start_that_the_system_refuses_says_what_to_do(tmp_path, monkeypatch, number, message):
+    """Where that is known."""
+
+    def refuse(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lmdb_module, "fsync_directory", refuse)
+    with pytest.raises(StoreError, match=f"cannot open the store {tmp_path}/new: {message}"):
+        LmdbStore(tmp_path / "new")
+
+
+def test_a_disk_that_is_full_before_the_store_is_made(tmp_path, monkeypatch):
+    """LMDB's own error for it says what to do too."""
+
+    def refuse(*_, **__):
+        error = lmdb.DiskError("No space left on device")
+        error.code = errno.ENOSPC
+        raise error
+
+    monkeypatch.setattr(lmdb_module.lmdb, "Environment", refuse)
+    with pytest.raises(StoreError, match="cannot make the store .*/new: No space left on device; make room on its disk"):
+        LmdbStore(tmp_path / "new")
 
 
 def test_an_environment_left_empty_by_a_crash_is_a_new_store(tmp_path):

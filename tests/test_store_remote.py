@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scoremean.counts import Counts
 from scoremean.errors import Fault, IdConflict, IdVoided, InvalidBatch, OutcomeUnknown, StoreError, StoreFull, UnknownId
 from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store import remote
@@ -80,7 +81,7 @@ class TestContract(StoreContract):
         async def connect() -> _Remote:
             # In one process a store cannot be opened twice, so it reads through the store that writes.
             owned = LmdbStore(place)
-            return await linked(SharedStore(owned), _Remote(owned))
+            return await linked(SharedStore(owned), _Remote(owned, Counts()))
 
         store = asyncio.run_coroutine_threadsafe(connect(), loop).result()
         store.thread = thread
@@ -120,7 +121,7 @@ async def fixture_link(store: LmdbStore, shared: SharedStore) -> AsyncIterator[C
     made: list[RemoteStore] = []
 
     async def link() -> RemoteStore:
-        made.append(await linked(shared, RemoteStore(store)))
+        made.append(await linked(shared, RemoteStore(store, Counts())))
         return made[-1]
 
     yield link
@@ -212,7 +213,7 @@ async def test_a_broken_connection_leaves_the_outcome_unknown(store, shared, com
     """Of what is under way, of what comes later; what was received is counted all the same."""
     ours, theirs = socket.socketpair()
     await shared.connect(ours)
-    one = RemoteStore(store)
+    one = RemoteStore(store, Counts())
     await one.connect(theirs)
     future = one.submit([Score("a", 1)])
     await arrival(commits, 1)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from scoremean import Score, Tally, cli, open_store, workers
 from scoremean.app import listen
 from scoremean.client import Client
+from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError
 from scoremean.settings import Settings
 from scoremean.store.lmdb import LmdbStore
@@ -162,8 +163,9 @@ def test_a_failed_commit_ends_all(tmp_path):
         assert store.get(["a"]) == [Tally(5, 1)]
 
 
-async def test_a_worker_that_does_not_stop_is_killed(store, settings, monkeypatch):
+async def test_a_worker_that_does_not_stop_is_killed(tmp_path, settings, monkeypatch):
     """In the end; and then it is no good end."""
+    store = LmdbStore(tmp_path, counts=Counts(3, descriptor=shared_memory(3)))
     monkeypatch.setattr(workers, "STOP_MARGIN_SECONDS", 0)
     settings = replace(settings, store=str(store.path), workers=2, shutdown_timeout_seconds=1)
     before = workers_of(os.getpid())
@@ -175,6 +177,8 @@ async def test_a_worker_that_does_not_stop_is_killed(store, settings, monkeypatc
     os.kill(os.getpid(), signal.SIGTERM)
     assert await serving is False
     assert workers_of(os.getpid()) == before
+    store.close()
+    os.close(store.counts.descriptor)
 
 
 def test_what_prevents_a_start_is_one_sentence(tmp_path, capsys):

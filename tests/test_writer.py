@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import pytest
 
+from scoremean.counts import QUEUE_SCORES, Counts
 from scoremean.errors import IdConflict, OutcomeUnknown, QueueFull, Stopping, StoreFull
 from scoremean.model import Batch, Score, Tally
 from scoremean.store.base import Change, Outcome, Store
@@ -23,6 +24,7 @@ class HeldStore(Store):
         self._held: list[Future[list[Outcome]]] = []
         self.broken: Exception | None = None
         self.refuse: IdConflict | None = None
+        self.counts = Counts()
 
     def submit(self, batch):
         if self.broken:
@@ -119,21 +121,24 @@ async def test_scores_that_arrive_together_are_committed_together(writer, held):
 
 
 async def test_a_full_queue_refuses_and_counts_nothing(writer, held):
-    """What waits and what is under way both count; once answered there is room again."""
+    """What waits and what is under way both count; once answered there is room again. The gauge tells."""
     under_way = writer.post(Batch([Score("a", 1)] * 6))
     await turns()
+    assert held.counts.total(QUEUE_SCORES) == 6
     waiting = writer.post(Batch([Score("a", 1)] * 4))
     with pytest.raises(QueueFull, match="10 scores wait for a commit, of 10 that may"):
         writer.post(Score("a", 1))
     held.let_go()
     await under_way
     await turns()
+    assert held.counts.total(QUEUE_SCORES) == 4
     room = writer.post(Batch([Score("a", 1)] * 6))
     held.let_go()
     await waiting
     await turns()
     held.let_go()
     assert (await room)[-1] == Tally(16, 16)
+    assert held.counts.total(QUEUE_SCORES) == 0
 
 
 async def test_a_refused_change_fails_its_own_request_only(writer, held):

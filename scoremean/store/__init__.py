@@ -13,7 +13,8 @@ def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
 
     Args:
         url: the directory; a missing one is made, unless `readonly`.
-        options: what the store's own class takes, see LmdbStore: `size_max_bytes`, `readonly`, `id_retention_seconds`.
+        options: what the store's own class takes, see LmdbStore: `size_max_bytes`, `readonly`, `id_retention_seconds`,
+            `counts`.
 
     Raises:
         StoreError: one of its kinds (StoreMissing, StoreInUse, StoreForeign), with a sentence that says what to do.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol, Self
 
+from scoremean.counts import Counts
 from scoremean.errors import RequestError
 from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void, Voided
 
@@ -27,9 +28,11 @@ class Store(Protocol):
     Attributes:
         batches_max: the batches that a Writer has under way at once. 1 where each is a commit of its own; more where
             what comes in is gathered behind the store.
+        counts: where it counts what it does, and whoever is in front of it too.
     """
 
     batches_max: int = 1
+    counts: Counts
 
     @abstractmethod
     def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:

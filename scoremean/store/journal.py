@@ -75,6 +75,11 @@ class Journal:
         return self._newer.record.kept
 
     @property
+    def entries(self) -> int:
+        """The tallies and ids in its records, folded or not."""
+        return self._newer.entries + self._older.entries
+
+    @property
     def folding(self) -> bool:
         """Whether there are records in the older table."""
         return bool(self._older.last)

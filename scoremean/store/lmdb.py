@@ -16,6 +16,7 @@ process that stops while it reads pins the pages it saw, so the file grows until
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import logging
@@ -33,6 +34,17 @@ from msgspec.structs import replace
 
 from scoremean import codec
 from scoremean.codec import Generation, IdRecord, Record
+from scoremean.counts import (
+    COMMIT_DURATION,
+    COMMIT_SCORES,
+    DISK_FREE_BYTES,
+    FOLD_DURATION,
+    JOURNAL_ENTRIES,
+    REPLAYS,
+    SCORES,
+    VOIDS,
+    Counts,
+)
 from scoremean.errors import (
     Fault,
     IdConflict,
@@ -80,6 +92,12 @@ DATA_FILE = "data.mdb"
 LOCK_FILE = "scoremean.lock"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
+_HINTS = {
+    errno.EACCES: "run scoremean as the user who owns it, or give --store another directory",
+    errno.EROFS: "give --store a directory on a disk that can be written",
+    errno.ENOSPC: "make room on its disk, or give --store a directory on another one",
+}
+
 _log = logging.getLogger(__name__)
 
 
@@ -111,6 +129,7 @@ class LmdbStore(Store):
         readonly: read what another process writes; `submit` is refused.
         id_retention_seconds: ids are kept at least this long, and about twice as long at most while scores come in.
         clock: the Unix time in seconds, by which ids expire.
+        counts: where to count what it does; None for counts of its own.
 
     Raises:
         StoreMissing: `readonly`, and there is no store at `path`.
@@ -128,8 +147,10 @@ class LmdbStore(Store):
         readonly: bool = False,
         id_retention_seconds: int = ID_RETENTION_SECONDS,
         clock: Callable[[], float] = time.time,
+        counts: Counts | None = None,
     ):
         self.path = Path(path)
+        self.counts = counts or Counts()
         self._id_retention_seconds = id_retention_seconds
         self._clock = clock
         self._closed = self._failed = False
@@ -148,7 +169,7 @@ class LmdbStore(Store):
             self._env = _open_environment(self.path, 0 if readonly else size_max_bytes, readonly)
         except OSError as error:
             self._unlock()
-            raise StoreError(f"cannot open the store {self.path}: {error.strerror}") from error
+            raise _refusal("open", self.path, error.strerror, error.errno) from error
         except Exception:
             self._unlock()
             raise
@@ -164,9 +185,12 @@ class LmdbStore(Store):
                     codec.unpack_number(txn.get(codec.EPOCH_KEY, b"")),
                     self._journal.kept,
                 )
-            if self._lock is not None and self._lock.in_doubt:
-                self._require_sound()
-                self._lock.trust()
+            if self._lock is not None:
+                self.counts.cells[DISK_FREE_BYTES] = _free_bytes(self._lock.descriptor)
+                self.counts.cells[JOURNAL_ENTRIES] = self._journal.entries
+                if self._lock.in_doubt:
+                    self._require_sound()
+                    self._lock.trust()
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             self.close()
             raise StoreDamaged(f"the store {self.path} is damaged: {error}; restore a backup") from error
@@ -328,15 +352,22 @@ class LmdbStore(Store):
         Args:
             counted: let go when all that is left is to make it durable.
         """
-        self._require_free(batch)
+        started = time.perf_counter_ns()
+        scores = _scores_in(batch)
+        self._require_free(scores)
         generation = self._generation()
         with self._reading:
             self._journal.turn(expiring=generation != self._meta.generation)
         try:
-            return self._write(batch, generation, counted, fold=True)
+            outcomes = self._write(batch, generation, counted, fold=True)
         except lmdb.MapFullError:
-            pass
-        # A fold copies pages; without it the batch may fit.
+            outcomes = self._write_without_fold(batch, generation, counted)
+        COMMIT_DURATION.observe(self.counts.cells, time.perf_counter_ns() - started)
+        COMMIT_SCORES.observe(self.counts.cells, scores)
+        return outcomes
+
+    def _write_without_fold(self, batch: Sequence[Change], generation: Generation, counted: Lock) -> list[Outcome]:
+        """Write where a fold found no room: it copies pages, and without it the batch may fit. Raises StoreFull."""
         try:
             return self._write(batch, generation, counted, fold=False)
         except lmdb.MapFullError as error:
@@ -347,7 +378,7 @@ class LmdbStore(Store):
             with self._env.begin(write=True, db=self._tables.means) as txn:
                 if fold:
                     # Before the batch, whose changes to `means` are newer.
-                    self._journal.fold(txn)
+                    self._fold(txn)
                 commit = _Commit(txn, self._tables, self._meta, self._journal)
                 if generation != self._meta.generation:
                     commit.begin(generation)
@@ -365,13 +396,18 @@ class LmdbStore(Store):
         self._meta = commit.meta
         with self._reading:
             self._journal.settle(txn_id)
+        commit.report(self.counts.cells)
+        self.counts.cells[JOURNAL_ENTRIES] = self._journal.entries
         return outcomes
 
-    def _require_free(self, batch: Sequence[Change]) -> None:
+    def _fold(self, txn: lmdb.Transaction) -> None:
+        started = time.perf_counter_ns()
+        if self._journal.fold(txn):
+            FOLD_DURATION.observe(self.counts.cells, time.perf_counter_ns() - started)
+
+    def _require_free(self, scores: int) -> None:
         """Refuse a batch while the disk is nearly full: an error in the middle of a commit would be an unknown outcome."""
-        disk = os.fstatvfs(self._lock.descriptor)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        scores = sum(len(change.scores) if isinstance(change, Batch) else 1 for change in batch)
+        self.counts.cells[DISK_FREE_BYTES] = free_bytes = _free_bytes(self._lock.descriptor)
         if free_bytes < (needed_bytes := DISK_RESERVE_BYTES + scores * SCORE_RESERVE_BYTES):
             raise StoreFull(
                 f"the disk of the store {self.path} has {free_bytes >> 20} MiB free, of {needed_bytes >> 20} MiB that a commit"
@@ -419,6 +455,7 @@ class _Commit:
         self._new: set[str] = set()
         self._new_ids: dict[bytes, bytes] = {}
         self._sum = self._count = 0
+        self._taken = self._replays = self._voids = 0
 
     def begin(self, generation: Generation) -> None:
         """Begin a generation of ids: its table is emptied of the ids of two generations ago, and takes the new ones.
@@ -440,6 +477,12 @@ class _Commit:
         total = self._journal.total + Tally(self._sum, self._count)
         self._journal.append(self._txn, Record(tallies, total, ids, self.meta.kept, self.meta.generation.current))
         return outcomes
+
+    def report(self, cells: memoryview) -> None:
+        """Add to the counts what was counted, once it is durable."""
+        cells[SCORES] += self._count + self._taken
+        cells[REPLAYS] += self._replays
+        cells[VOIDS] += self._voids
 
     def _write_ids(self, room: bool) -> dict[bytes, bytes]:
         """Write the new records of ids that are not for the journal into their table; return what is for the journal."""
@@ -477,7 +520,9 @@ class _Commit:
             return self._add(add.uuid, add.tally.sum, add.tally.count)
         key = codec.pack_id(add.id)
         if (found := self._find(key)) is not None:
-            return _again(add, found[0])
+            outcome = _again(add, found[0])
+            self._replays += isinstance(outcome, Replay)
+            return outcome
         tally = self._add(add.uuid, add.tally.sum, add.tally.count)
         self._new_ids[key] = codec.pack_id_record(IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid)))
         self.meta = self.meta._replace(kept=self.meta.kept + 1)
@@ -516,12 +561,15 @@ class _Commit:
             self._new_ids[key] = voided
         else:
             self._txn.put(key, voided, db=table)
+        self._voids += 1
+        self._taken += record.added.count
         return Voided(record.uuid, self._add(record.uuid, -record.added.sum, -record.added.count))
 
     def _forget(self, forget: Forget) -> Outcome:
         tally = self._tally(forget.uuid)
         if not tally.count:
             return UnknownUUID(f"no score was counted for the UUID {forget.uuid}")
+        self._taken += tally.count
         self._add(forget.uuid, -tally.sum, -tally.count)
         self.meta = self.meta._replace(epoch=self.meta.epoch + 1)
         epoch = codec.pack_number(self.meta.epoch)
@@ -590,6 +638,16 @@ class _Commit:
         return self._tables.ids[current], self._tables.ids[1 - current]
 
 
+def _scores_in(batch: Sequence[Change]) -> int:
+    return sum(len(change.scores) if isinstance(change, Batch) else 1 for change in batch)
+
+
+def _free_bytes(descriptor: int) -> int:
+    """Return the free space of the disk that has this file."""
+    disk = os.fstatvfs(descriptor)
+    return disk.f_bavail * disk.f_frsize
+
+
 def _as_add(score: Score) -> Add:
     return Add(score.uuid, Tally(score.score, 1), score.id)
 
@@ -607,6 +665,12 @@ def summary(damages: Sequence[str]) -> str:
     """Return the first of at least one damage, and how many more there are."""
     more = f", and {len(damages) - 1} more" if damages[1:] else ""
     return f"{damages[0]}{more}"
+
+
+def _refusal(verb: str, path: Path, reason: str, number: int | None) -> StoreError:
+    """Return the error for what the operating system refuses with this errno; with what to do, where that is known."""
+    hint = f"; {_HINTS[number]}" if number in _HINTS else ""
+    return StoreError(f"cannot {verb} the store {path}: {reason}{hint}")
 
 
 def require_store(path: Path) -> None:
@@ -679,7 +743,7 @@ def _make_data_file(path: Path, size_max_bytes: int) -> None:
     try:
         lmdb.Environment(str(made), map_size=size_max_bytes, subdir=False, mode=0o600, lock=False, lib_version=0).close()
     except lmdb.Error as error:
-        raise StoreError(f"cannot make the store {path}: {error}") from error
+        raise _refusal("make", path, str(error), error.code) from error
     descriptor = os.open(made, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -710,7 +774,7 @@ def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.E
     except lmdb.Error as error:
         if "already open in this process" in str(error):
             raise StoreInUse(f"the store {path} is already open in this process; use it from there") from error
-        raise StoreError(f"cannot open the store {path}: {error}") from error
+        raise _refusal("open", path, str(error), error.code) from error
     # A reader that was killed leaves its slot, and with it the pages it saw, taken.
     env.reader_check()
     return env

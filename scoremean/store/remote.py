@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from scoremean import errors
+from scoremean.counts import Counts
 from scoremean.errors import Fault, InvalidScore, OutcomeUnknown, RequestError, StoreError, StoreFull
 from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided
 from scoremean.store.base import Change, Outcome, Store
@@ -168,6 +169,7 @@ class RemoteStore(Store):
 
     Args:
         reader: where reads go; the RemoteStore closes it. Whatever was answered must be there: the same files, read only.
+        counts: where this process counts; the other side counts what is committed.
 
     Attributes:
         lost: resolves when the other side has ended the connection. Every batch under way has failed then.
@@ -175,8 +177,9 @@ class RemoteStore(Store):
 
     batches_max = 64  # the other side gathers
 
-    def __init__(self, reader: Store):
+    def __init__(self, reader: Store, counts: Counts):
         self._reader = reader
+        self.counts = counts
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._link = _Link(self._receive, self._lose)

@@ -6,8 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
+from socket import SHUT_RD
+from threading import Thread
+from urllib.parse import urlsplit
 
 from tests.benchmarks.data import ROOT
 from tests.benchmarks.subjects import Server, require
@@ -47,6 +53,29 @@ class Wrk:
             raise RuntimeError(f"{figures['bad']} requests failed:\n{output}")
         self.busiest = max(self.busiest, figures["busy"])
         return figures["requests"] / figures["seconds"]
+
+
+@contextmanager
+def watch(server: Server) -> Iterator[Callable[[], int]]:
+    """Read the events of a server, as an open page does, until the end of the block; give the count of overviews so far."""
+    overviews = 0
+    connection = HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection.request("GET", "/events?min_count=2")
+    sock = connection.sock  # the connection forgets it with the answer, which only its shutdown ends
+
+    def read() -> None:
+        nonlocal overviews
+        for line in events:
+            overviews += line == b"event: overview\n"
+
+    with connection.getresponse() as events:
+        thread = Thread(target=read)
+        thread.start()
+        try:
+            yield lambda: overviews
+        finally:
+            sock.shutdown(SHUT_RD)
+            thread.join()
 
 
 def paced(server: Server, load: Load, rate: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks import data, subjects
-from tests.benchmarks.load import Load, Wrk, commits, commits_killed, paced
+from tests.benchmarks.load import Load, Wrk, commits, commits_killed, paced, watch
 from tests.benchmarks.run import Figure, Result, Run, ratio
 from tests.benchmarks.subjects import Database, Missing, Server
 
@@ -49,16 +49,31 @@ def single256(run: Run) -> Result:
 def read(run: Run) -> Result:
     """`GET /means/{UUID}` of random UUIDs over 64 connections, and the no-op's constant answer at the same path."""
 
-    def load(seed: int) -> Load:
-        return Load(run.drawn(".paths", run.scale.uuids, run.scale.requests, seed), run.scale.seconds, method="GET")
-
-    return _to_noop(run, load, 0.9)
+    return _to_noop(run, run.reads, 0.9)
 
 
 def _to_noop(run: Run, load: Callable[[int], Load], goal: float) -> Result:
     with subjects.noop(run.place()) as noop, run.scoremean() as server:
         values, result = _rates(run, {"scoremean": (server, load), "no-op": (noop, load)})
     result.add(ratio("scoremean to the no-op", values["scoremean"], values["no-op"], at_least=goal))
+    return result
+
+
+def watched(run: Run) -> Result:
+    """The same single posts, and the reads, to a service whose page is open and to one that nobody watches.
+
+    An open page reads the stream `/events`: each second the figures, and an overview, for which the store is read again and
+    again.
+    """
+    result = Result()
+    for what, load in (("posts", run.posts), ("reads", run.reads)):
+        with run.scoremean() as alone, run.scoremean() as server, watch(server) as overviews:
+            names = [f"{what}, page open", f"{what}, nobody watches"]
+            values, rates = _rates(run, {names[0]: (server, load), names[1]: (alone, load)})
+        for figure in rates.figures:
+            result.add(figure, bar=True)
+        result.add(ratio(f"{what}: open to not", values[names[0]], values[names[1]], at_least=0.97))
+        result.add(Figure(f"{what}: overviews that the page got", [overviews()], "overviews"))
     return result
 
 
@@ -270,6 +285,7 @@ ROWS = {
     "single-256": single256,
     "peers": peers,
     "read": read,
+    "watched": watched,
     "disk": disk,
     "size": size,
     "latency": latency,

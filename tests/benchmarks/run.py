@@ -124,6 +124,10 @@ class Run:
         file = self.drawn(".ndjson", uuids or self.scale.uuids, self.scale.requests, seed)
         return Load(file, self.scale.seconds, connections)
 
+    def reads(self, seed: int) -> Load:
+        """Return single reads, others for each seed."""
+        return Load(self.drawn(".paths", self.scale.uuids, self.scale.requests, seed), self.scale.seconds, method="GET")
+
     def scoremean(self, store: Path | None = None) -> AbstractContextManager[Server]:
         """Serve a store, or a new one with one score for each UUID."""
         store = store or self.store()

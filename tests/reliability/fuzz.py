@@ -90,7 +90,7 @@ def _decode_msgpack(body: bytes) -> bool:
     """A MessagePack body of one score: what msgspec decodes straight into one, and nothing else."""
     score = DECODER.decode_msgpack(body)
     try:
-        fast = msgspec.msgpack.decode(body, type=DECODER._type)
+        fast = msgspec.msgpack.decode(body, type=DECODER.type)
     except ValueError:
         fast = None
     assert score == fast, "the slow reading takes what the fast one refuses"

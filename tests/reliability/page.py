@@ -18,7 +18,7 @@ COMMAND = "python -m tests.reliability"
 INTRO = f"""# Reliability
 
 Made by `{COMMAND}`; do not edit. Campaigns that try to break what
-[the README](../README.md#the-guarantee) promises: they kill, cut, flood and starve real servers, and compare what is left with
+the README promises: they kill, cut, flood and starve real servers, and compare what is left with
 what clients were told. And they are run against builds of scoremean that are broken on purpose, which they must catch, or their
 zeros would mean nothing.
 
@@ -71,7 +71,7 @@ def _broken(shown: list[tuple[Campaign, Result]]) -> str:
                 figure = result.broken[name]
                 verdict = "**not caught**" if figure is None else _cell(figure)
                 lines.append(f"| `{name}` | {_cell(build.what)} | [{one.name}](#{_anchor(one.name)}) | {verdict} |")
-    return "\n".join([*lines, "", "Each is a few lines of Python in [tests/reliability](../tests/reliability/broken.py).", ""])
+    return "\n".join([*lines, "", "Each is a few lines of Python in `tests/reliability/broken.py`.", ""])
 
 
 def _machines(shown: list[tuple[Campaign, Result]]) -> str:

