@@ -40,7 +40,7 @@ function duration(seconds) {
   return seconds < 1 ? `${two.format(seconds * 1000)} ms` : `${two.format(seconds)} s`;
 }
 
-/** Put `text` into `element`, if it is news: an announcement, a selection or a hover is not disturbed by what stays the same. */
+/** Put `text` into `element`, if it is news: what stays the same disturbs no announcement, selection or hover. */
 function say(element, text) {
   if (element.textContent !== String(text)) element.textContent = text;
 }
@@ -138,6 +138,7 @@ function showStatus(state, text) {
   say($("status-text"), text);
   say($("status-wait"), "");
   $("retry").hidden = state !== "lost";
+  if (state !== "live") for (const id of ["rate", "p50", "p99"]) say($(id), "–");
 }
 
 function disconnect() {
@@ -232,6 +233,7 @@ function showNow(event) {
   now = event;
   showTotals();
   if (recent.length) showRates(recent, event);
+  drawRates(event);
   recent.push(event);
   while (recent[0].time < event.time - LATENCY_SECONDS - 0.5) recent.shift();
   showWhetherEmpty();
@@ -262,19 +264,23 @@ function showRates(before, event) {
     const value = quantile(lately, bounds, share);
     say($(id), value === null ? "–" : duration(value));
   }
+  describeCharts();
+}
+
+function drawRates(event) {
   const ago = past.time.map((time) => time - event.time);
   rateChart.draw([ago, past.rate]);
   latencyChart.draw([ago, past.p50, past.p99]);
-  describeCharts();
 }
 
 /** Say in words what the two charts show, for those who do not see them. */
 function describeCharts() {
-  const seconds = Math.round(past.time.at(-1) - past.time[0]);
-  $("rate-chart").ariaLabel = `Chart: in the last ${counted(seconds, "second")} at most ${whole.format(Math.round(most(past.rate)))} scores a second`;
+  const time = `in the last ${counted(Math.round(past.time.at(-1) - past.time[0]), "second")}`;
+  const highest = whole.format(Math.round(most(past.rate)));
+  $("rate-chart").ariaLabel = `Chart: ${time} at most ${highest} scores a second`;
   const slowest = most(past.p99);
   $("latency-chart").ariaLabel = slowest > 0
-    ? `Chart: in the last ${counted(seconds, "second")} 99 % of the commits took less than ${duration(slowest)}, in every second`
+    ? `Chart: ${time} 99 % of the commits took less than ${duration(slowest)}, in every second`
     : "Chart: no commit yet";
 }
 
@@ -409,10 +415,11 @@ class Chart {
 
 const line = (name) => ({ stroke: () => colour(name), width: 1.75 });
 
-const overTime = (series, unit) => ({
+/** The options of a chart of the last minutes; it goes up to `least` while there is nothing to show. */
+const overTime = (series, unit, least) => ({
   cursor: { show: false },
   padding: [8, 16, 0, 0],
-  scales: { x: { time: false, range: [-HISTORY_SECONDS, 0] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] } },
+  scales: { x: { time: false, range: [-HISTORY_SECONDS, 0] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : least] } },
   axes: [
     axis({
       grid: { show: false },
@@ -429,20 +436,31 @@ const overTime = (series, unit) => ({
 const distribution = (name, options) => ({
   cursor: { show: false },
   padding: [8, 8, 0, 0],
-  scales: { x: { time: false, range: () => [overview.score_min, overview.score_max] }, y: { range: (_, low, high) => [0, high * 1.08 || 1] } },
+  scales: {
+    x: { time: false, range: () => [overview.score_min, overview.score_max] },
+    y: { range: (_, low, high) => [0, high * 1.08 || 1] },
+  },
   axes: [
     axis({ grid: { show: false }, size: 24, values: (_, splits) => splits.map((value) => compact.format(value)) }),
     axis({ size: 44, space: 36, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4, 2e4, 5e4, 1e5, 1e6, 1e7],
       values: (_, splits) => splits.map((value) => compact.format(value)) }),
   ],
-  series: [{}, { fill: () => colour(name), width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.86, 40], radius: 0.15 }) }],
+  series: [
+    {},
+    {
+      fill: () => colour(name),
+      width: 0,
+      points: { show: false },
+      paths: uPlot.paths.bars({ size: [0.86, 40], radius: 0.15 }),
+    },
+  ],
   ...options,
 });
 
 const rateChart = new Chart($("rate-chart"),
-  overTime([{ ...line("--accent"), fill: () => colour("--soft") }], (value) => compact.format(value)));
+  overTime([{ ...line("--accent"), fill: () => colour("--soft") }], (value) => compact.format(value), 1));
 const latencyChart = new Chart($("latency-chart"),
-  overTime([line("--accent"), line("--mark")], (value) => (value ? duration(value) : "0")));
+  overTime([line("--accent"), line("--mark")], (value) => (value ? duration(value) : "0"), 0.01));
 const distributionChart = new Chart($("distribution-chart"), distribution("--accent", {
   cursor: { x: false, y: false, drag: { setScale: false, x: false }, points: { show: false } },
   hooks: { setCursor: [(plot) => showBin(plot.cursor.idx)] },
@@ -463,8 +481,9 @@ function markFound(plot) {
   ctx.restore();
 }
 
+/** Paint all charts again; by a rebuilding of their paths, which hold colours. */
 function repaint() {
-  for (const { plot } of Chart.all) plot?.redraw(false);
+  for (const { plot } of Chart.all) plot?.redraw();
 }
 
 // ---- The place: what the address names
@@ -569,7 +588,7 @@ function drawFound() {
   if (overview.uuids) foundChart.draw(bars());
 }
 
-/** Say how many UUIDs have a lower mean. Those in lower parts of the distribution surely have; of its own part it is not known. */
+/** Say how many UUIDs surely have a lower mean: those in lower parts of the distribution; of its own part it is not known. */
 function rankOf({ sum, count }) {
   const { score_min: low, score_max: high, distribution: bins, min_count: least, uuids } = overview;
   const part = Math.floor(((sum - low * count) * bins.length) / ((high - low) * count));
@@ -730,12 +749,15 @@ async function signIn(event) {
   event.preventDefault();
   say($("sign-fault"), "");
   const wanted = $("sign-token").value.trim();
+  // Others cannot be sent in a header.
+  if (!/^[\x21-\x7e]+$/.test(wanted)) return say($("sign-fault"), "A token has ASCII letters, digits and signs only.");
   try {
     const headers = { Authorization: `Bearer ${wanted}` };
     const response = await fetch("/stats", { headers });
-    if (!response.ok) return say($("sign-fault"), response.status === 401 ? "The service does not know this token." : `The service answered ${response.status}.`);
+    if (response.status === 401) return say($("sign-fault"), "The service does not know this token.");
+    if (!response.ok) return say($("sign-fault"), `The service answered ${response.status}.`);
   } catch {
-    return say($("sign-fault"), /^[\x21-\x7e]+$/.test(wanted) ? "The service cannot be reached." : "The service does not know this token.");
+    return say($("sign-fault"), "The service cannot be reached.");
   }
   token = wanted;
   keep("sessionStorage", "scoremean-token", token);

@@ -243,8 +243,14 @@ def _counted(answer: wire.Answer) -> int:
     if answer.status != 200 or answer.replayed:
         return 0
     kind = re.search(rb"\r\nContent-Type: ([^\r]+)", answer.head)[1]
-    decode = {b"application/json": msgspec.json.decode, b"application/msgpack": msgspec.msgpack.decode}
-    value = decode.get(kind, msgspec.json.Decoder().decode_lines)(answer.body)
+    decode = {
+        b"application/json": msgspec.json.decode,
+        b"application/msgpack": msgspec.msgpack.decode,
+        b"application/x-ndjson": msgspec.json.Decoder().decode_lines,
+    }
+    if kind not in decode:  # the page, say, where a mutation has led to it
+        return 0
+    value = decode[kind](answer.body)
     items = value if isinstance(value, list) else [value]
     return sum(isinstance(item, dict) and "mean" in item and "sum" not in item for item in items)
 
