@@ -18,7 +18,7 @@ from typing import NamedTuple
 NANOSECONDS = 1_000_000_000
 ROUTES_MAX = 31
 STATUSES = (200, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 421, 422, 500, 503, 507)
-_PLACES = {status: place for place, status in enumerate(STATUSES)}
+STATUS_PLACES = {status: place for place, status in enumerate(STATUSES)}
 _CELL_BYTES = 8
 
 
@@ -61,7 +61,7 @@ CELLS = REQUESTS + (ROUTES_MAX + 1) * len(STATUSES)
 
 def request_cell(route: int, status: int) -> int:
     """Return the cell that counts requests to the route with this number, from 1 on, answered so; 0 is for no route."""
-    return REQUESTS + route * len(STATUSES) + _PLACES[status]
+    return REQUESTS + route * len(STATUSES) + STATUS_PLACES[status]
 
 
 class Counts:

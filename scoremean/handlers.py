@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
+from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
 from scoremean.access import Right
@@ -135,7 +136,7 @@ class Handlers:
         if tally is None:
             raise UnknownUUID(f"no score was counted for the UUID {uuid}")
         etag = f'"{tally.sum}-{tally.count}"'
-        if _matches(etag, request.headers.get("If-None-Match")):
+        if _matches(etag, request.headers.get(hdrs.IF_NONE_MATCH)):
             return Response(None, status=304, headers={"ETag": etag})
         response = respond(_mean(uuid, tally))
         response.headers["ETag"] = etag

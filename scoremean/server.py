@@ -30,9 +30,10 @@ from urllib.parse import unquote
 
 import msgspec
 from aiohttp import StreamReader, hdrs, web
+from multidict import istr
 
 from scoremean.access import Access, Right
-from scoremean.counts import CONNECTIONS, Counts, request_cell
+from scoremean.counts import CONNECTIONS, REQUESTS, STATUS_PLACES, STATUSES, Counts, request_cell
 from scoremean.errors import (
     BodyTooLarge,
     ExpectationFailed,
@@ -60,17 +61,13 @@ LINGERING_SECONDS = 1
 # A client that reads an answer more slowly than this is cut off.
 ANSWER_MIN_BYTES_PER_SECOND = 64 << 10
 
-REQUEST_ID = "X-Request-Id"
+REQUEST_ID = istr("X-Request-Id")
 # What of a client's own is repeated in the answer and in the log.
 _REQUEST_ID = re.compile("[!-~]{1,128}").fullmatch
 
 _log = logging.getLogger(__name__)
 
-def _encode_json(value: object) -> bytes:
-    return _encode(value) + b"\n"
-
-
-_encode = msgspec.json.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 _encoders: dict[str, Callable[[Any], bytes]] = {
     NDJSON: msgspec.json.Encoder().encode_lines,
     MSGPACK: msgspec.msgpack.Encoder().encode,
@@ -86,7 +83,7 @@ class Response:
 
     Attributes:
         keep_alive: whether the connection goes on after it; None for what the request asks for.
-        request_id: what the request is called, by the client or by this server.
+        request_id: what the request is called, by the client or by this server; in ASCII.
     """
 
     __slots__ = ("status", "content_type", "body", "headers", "keep_alive", "request_id")
@@ -96,37 +93,35 @@ class Response:
     ):
         self.body = body
         self.status = status
-        self.content_type = content_type
-        self.headers = headers or {}
+        self.content_type = None if body is None else content_type
+        self.headers = {} if headers is None else headers
         self.keep_alive: bool | None = None
-        self.request_id = ""
+        self.request_id = b""
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send the answer to `request`; returns when it is in the hands of the kernel, or nearly so."""
-        head = self._begin(request)
-        if self.body is None:
-            head += b"\r\n"
-        else:
-            head += b"Content-Length: %d\r\n\r\n" % len(self.body)
-        if self.body is not None and request.method != "HEAD":
-            head += self.body
-        _write(request, head)
-        if request.protocol.writing_paused:
-            await request.writer.drain()
-
-    def _begin(self, request: web.BaseRequest) -> bytes:
-        """Return the head but for the end of it, and settle whether the connection goes on."""
+        body = self.body
         if self.keep_alive is None:
             self.keep_alive = request.keep_alive
-        head = _head(self.status, None if self.body is None else self.content_type, int(time.time()))
-        head += b"X-Request-Id: %s\r\n" % self.request_id.encode("ascii")
-        if self.headers:
-            head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode("ascii")
+        head = _head(self.status, self.content_type, int(time.time())) + b"X-Request-Id: %b\r\n" % self.request_id
+        for name, value in self.headers.items():
+            head += f"{name}: {value}\r\n".encode("ascii")
         if not self.keep_alive:
             head += b"Connection: close\r\n"
         elif request.version < (1, 1):
             head += b"Connection: keep-alive\r\n"
-        return head
+        if body is None:
+            head += b"\r\n"
+        elif request.method == "HEAD":
+            head += b"Content-Length: %d\r\n\r\n" % len(body)
+        else:
+            head += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        transport.write(head)
+        if request.protocol.writing_paused:
+            await request.writer.drain()
 
     async def write_eof(self) -> None:
         """Do nothing: `prepare`, after which aiohttp calls this, has sent all of it."""
@@ -142,28 +137,29 @@ class Stream(Response):
     __slots__ = ("_pieces",)
 
     def __init__(self, pieces: AsyncGenerator[bytes], *, content_type: str):
-        super().__init__(b"", content_type=content_type, headers={"Cache-Control": "no-store"})
-        self._pieces = pieces
+        super().__init__(None, headers={"Cache-Control": "no-store"})
+        self.content_type = content_type
         self.keep_alive = False
+        self._pieces = pieces
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send the answer to `request`; returns when there are no more pieces. Raises ConnectionResetError."""
-        _write(request, self._begin(request) + b"\r\n")
         async with aclosing(self._pieces) as pieces:
+            await super().prepare(request)
             if request.method == "HEAD":
                 return
             async for piece in pieces:
-                _write(request, piece)
-                if request.protocol.writing_paused:
-                    await request.writer.drain()
+                await _write(request, piece)
 
 
-def _write(request: web.BaseRequest, data: bytes) -> None:
-    """Hand `data` to the kernel, or nearly so. Raises ConnectionResetError."""
+async def _write(request: web.BaseRequest, data: bytes) -> None:
+    """Send `data`; returns when it is in the hands of the kernel, or nearly so. Raises ConnectionResetError."""
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client is gone")
     transport.write(data)
+    if request.protocol.writing_paused:
+        await request.writer.drain()
 
 
 @lru_cache(maxsize=64)
@@ -180,7 +176,9 @@ def _head(status: int, content_type: str | None, second: int) -> bytes:
 
 def respond(value: object, *, status: int = 200, content_type: str = JSON) -> Response:
     """Return a response with `value`, encoded as `content_type`; JSON ends its line, as a terminal wants it."""
-    return Response(_encoders.get(content_type, _encode_json)(value), status=status, content_type=content_type)
+    if encode := _encoders.get(content_type):
+        return Response(encode(value), status=status, content_type=content_type)
+    return Response(_encode_json(value) + b"\n", status=status, content_type=content_type)
 
 
 def describe(error: ScoremeanError) -> dict[str, Any]:
@@ -244,6 +242,7 @@ class Route(NamedTuple):
     Attributes:
         vital: it tells whether the service is up, and is answered also on a connection that is one too many: whoever asks
             restarts a service that does not answer, and a flood is no reason to.
+        first_cell: of those in the counts that are its own; the Router's to set.
     """
 
     method: str
@@ -251,6 +250,7 @@ class Route(NamedTuple):
     handler: Handler
     right: Right = Right.WRITE
     vital: bool = False
+    first_cell: int = 0
 
 
 _NOTHING: dict[str, Route] = {}
@@ -259,17 +259,15 @@ _NOTHING: dict[str, Route] = {}
 class Router:
     """Finds the route of a request. GET routes answer HEAD too.
 
-    Attributes:
-        routes: all of them, in the order of their numbers, which begin at 1.
-        numbers: the number of each by its method and path, by which requests are counted.
+    Args:
+        routes: in an order that stays: by their numbers, which begin at 1, their requests are counted.
     """
 
     def __init__(self, routes: Iterable[Route]):
-        self.routes = list(routes)
-        self.numbers = {(route.method, route.path): number for number, route in enumerate(self.routes, 1)}
         self._exact: dict[str, dict[str, Route]] = {}
         self._below: dict[str, dict[str, Route]] = {}
-        for route in self.routes:
+        for number, plain in enumerate(routes, 1):
+            route = plain._replace(first_cell=request_cell(number, STATUSES[0]))
             fixed, variable, _ = route.path.partition("{")
             methods = (self._below if variable else self._exact).setdefault(fixed, {})
             methods |= dict.fromkeys(("GET", "HEAD") if route.method == "GET" else (route.method,), route)
@@ -377,21 +375,20 @@ class _Boundary:
         self._cells = cells
         self._access_log_every = access_log_every
         # What this process calls requests: by chance once, and then by number.
-        self._ids = map(f"{secrets.token_hex(6)}-{{}}".format, itertools.count(1))
+        self._ids = map(f"{secrets.token_hex(6)}-%d".encode().__mod__, itertools.count(1))
         self._answered = 0
 
     async def __call__(self, request: web.BaseRequest) -> Response:
         headers = request.headers
-        request_id = headers.get(REQUEST_ID)
-        if request_id is None or not _REQUEST_ID(request_id):
-            request_id = next(self._ids)
+        given = headers.get(REQUEST_ID)
+        request_id = given.encode() if given is not None and _REQUEST_ID(given) else next(self._ids)
         started = self._access_log_every and time.perf_counter()
-        number = 0
+        first_cell = REQUESTS  # those of no route
         try:
             if self._hosts is not None and (host := headers.get(hdrs.HOST)) not in self._hosts.known:
                 self._hosts.require(host)
             route = self._router.find(request)
-            number = self._router.numbers[route.method, route.path]
+            first_cell = route.first_cell
             if self._tokens is not None:
                 self._tokens.require(headers.get(hdrs.AUTHORIZATION), route.right)
             if hdrs.EXPECT in headers:
@@ -399,7 +396,8 @@ class _Boundary:
             response = await route.handler(request)
         except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
             response = _refusal(error, request, request_id)
-        self._finish(response, request_id, number)
+        response.request_id = request_id
+        self._cells[first_cell + STATUS_PLACES[response.status]] += 1
         if started:
             self._log_access(request, response, started)
         # What is left of a body that was not read would be taken for the next request, or waited for.
@@ -409,7 +407,8 @@ class _Boundary:
         """Log one of so many requests as it is answered; of a stream, as it begins."""
         self._answered += 1
         if self._answered % self._access_log_every == 0:
-            log_access(request.method, request.raw_path, response.status, time.perf_counter() - started, response.request_id)
+            seconds = time.perf_counter() - started
+            log_access(request.method, request.raw_path, response.status, seconds, response.request_id.decode())
 
     async def refuse(self, request: web.BaseRequest) -> Response:
         """Answer on a connection that is one too many, and end it: 503, but for the vital routes."""
@@ -419,18 +418,18 @@ class _Boundary:
         except ScoremeanError:
             pass
         response = problem(TooManyConnections("there are connections_max connections already; nothing was done"))
-        return _last(self._finish(response, next(self._ids), 0))
+        return self._name_and_count(response)
 
     def malformed(self, reason: str) -> Response:
         """Return the answer to bytes that are not HTTP, which end their connection."""
         response = problem(MalformedRequest(f"the request is not well-formed HTTP/1.1: {reason}"))
-        return _last(self._finish(response, next(self._ids), 0))
+        return self._name_and_count(response)
 
-    def _finish(self, response: Response, request_id: str, number: int) -> Response:
-        """Return `response`, named and counted for the route with this number."""
-        response.request_id = request_id
-        self._cells[request_cell(number, response.status)] += 1
-        return response
+    def _name_and_count(self, response: Response) -> Response:
+        """Return the answer to what is no request of a route."""
+        response.request_id = next(self._ids)
+        self._cells[request_cell(0, response.status)] += 1
+        return _last(response)
 
 
 async def _expect(request: web.BaseRequest) -> None:
@@ -441,7 +440,7 @@ async def _expect(request: web.BaseRequest) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def _refusal(error: Exception, request: web.BaseRequest, request_id: str) -> Response:
+def _refusal(error: Exception, request: web.BaseRequest, request_id: bytes) -> Response:
     """Return the answer that `error` is."""
     match error:
         case MethodNotAllowed():
@@ -457,7 +456,7 @@ def _refusal(error: Exception, request: web.BaseRequest, request_id: str) -> Res
         case web.RequestPayloadError() | ConnectionError():
             # Half a body. When the client is gone this answer is dropped; when it only stopped sending, it is read.
             return _last(problem(MalformedRequest("the body ended before it was complete")))
-    fields = {"request_id": request_id}
+    fields = {"request_id": request_id.decode()}
     _log.error("a bug: %s %s failed", request.method, request.raw_path, exc_info=error, extra={"fields": fields})
     return problem(ScoremeanError("a bug in scoremean, its log says more; it is unknown whether anything was counted"))
 
