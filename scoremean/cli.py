@@ -23,12 +23,13 @@ from typing import Any
 import msgspec
 
 from scoremean.counts import Counts, shared_memory
-from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
-from scoremean.model import Mean, Stats
+from scoremean.errors import ListenError, NotSupported, ScoremeanError, SettingError, StoreDamaged, StoreError
+from scoremean.model import Mean
 from scoremean.notify import READY, notify
-from scoremean.operate import backup, check, check_file, restore, stream
-from scoremean.settings import SETTINGS, Settings, add_flags, resolve
+from scoremean.operate import Health, backup, check, check_file, restore, stream
+from scoremean.settings import SETTINGS, Settings, add_flags, is_cluster, resolve
 from scoremean.store import open_store
+from scoremean.store.base import Store
 from scoremean.store.lmdb import DATA_FILE
 from scoremean.transfer import Columns, Importer, export
 from scoremean.validation import ScoreDecoder
@@ -77,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_import(verbs) -> None:
-    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours", "token_file"]
+    settings = ["store", "store_size_max_gib", "wait_replicas", "redis_timeout_seconds"]
+    settings += ["score_min", "score_max", "id_retention_hours", "token_file"]
     text = "count the scores of files, in a store that is not served or through a service"
     verb = _add_verb(verbs, "import", _import, text, settings)
     text = "NDJSON, or CSV with a header; plain or gzip; - is standard input"
@@ -133,10 +135,10 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
         logging.getLogger(__name__).warning("tokens and scores cross the network unencrypted: see tls_cert")
     alone, processes = settings.workers == 1, settings.workers + 1
     counts = Counts() if alone else Counts(processes, descriptor=shared_memory(processes))
-    with open_store(settings.store, **_store_options(settings), counts=counts) as store:
+    with open_store(settings.store, **settings.store_options, counts=counts) as store:
 
         def announce(url: str) -> None:
-            print(_greeting(url, settings, store.stats()), flush=True)
+            print(_greeting(url, settings, store), flush=True)
             notify(READY)
 
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -145,9 +147,10 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
     return OK if ended_well else FAILED
 
 
-def _greeting(url: str, settings: Settings, stats: Stats) -> str:
+def _greeting(url: str, settings: Settings, store: Store) -> str:
     """Return what `serve` prints once requests are answered: where it is, and how to go on from there."""
-    holds = f"{Path(settings.store).absolute()}: {stats.uuids:,} UUIDs, {stats.scores:,} scores"
+    place, stats = store if is_cluster(settings.store) else Path(settings.store).absolute(), store.stats()
+    holds = f"{place}: {stats.uuids:,} UUIDs, {stats.scores:,} scores"
     lines = [f"listening on {url}", f"store  {holds}"]
     base, curl = url, "curl"
     if settings.unix_socket:
@@ -161,7 +164,7 @@ def _greeting(url: str, settings: Settings, stats: Stats) -> str:
 
 
 def _get(options: argparse.Namespace, settings: Settings) -> int:
-    with open_store(settings.store, readonly=True) as store:
+    with _reading(settings) as store:
         [tally] = store.get([options.uuid])
     if tally is None:
         return _complain(f"no score was counted for the UUID {options.uuid}", FAILED)
@@ -170,7 +173,7 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _stats(_: argparse.Namespace, settings: Settings) -> int:
-    with open_store(settings.store, readonly=True) as store:
+    with _reading(settings) as store:
         _print_json(store.stats())
     return OK
 
@@ -210,7 +213,7 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
 
 def _target(options: argparse.Namespace, settings: Settings) -> AbstractContextManager[Any]:
     if options.url is None:
-        return open_store(settings.store, **_store_options(settings))
+        return open_store(settings.store, **settings.store_options)
     from scoremean.access import write_token
     from scoremean.client import Served
 
@@ -218,7 +221,7 @@ def _target(options: argparse.Namespace, settings: Settings) -> AbstractContextM
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> int:
-    with open_store(settings.store, readonly=True) as store:
+    with _reading(settings) as store:
         if options.output == "-":
             export(store, sys.stdout.buffer, options.format)
             sys.stdout.buffer.flush()
@@ -236,6 +239,9 @@ def _check(options: argparse.Namespace, settings: Settings) -> int:
     try:
         if options.file is not None:
             health = check_file(Path(name), name)
+        elif is_cluster(name):
+            with _reading(settings) as store:
+                health = Health(store.check(), store.stats())
         else:
             with _progress(Path(name, DATA_FILE)) as progress:
                 health = check(Path(name), progress)
@@ -248,6 +254,7 @@ def _check(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _backup(options: argparse.Namespace, settings: Settings) -> int:
+    _require_directory(settings)
     store, output = Path(settings.store), sys.stdout.buffer
     if options.output == "-" and output.isatty():
         raise SettingError("a backup is not for a terminal: give it a file with --output, or send it on with a pipe")
@@ -264,6 +271,7 @@ def _backup(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _restore(options: argparse.Namespace, settings: Settings) -> int:
+    _require_directory(settings)
     name, piped = options.file, options.file == "-"
     try:
         with _progress(Path(name)) as progress, open(0 if piped else name, "rb", closefd=not piped) as file:
@@ -345,11 +353,17 @@ def _progress(path: Path) -> Iterator[Callable[[int], None]]:
         progress.end()
 
 
-def _store_options(settings: Settings) -> dict[str, int]:
-    return {
-        "size_max_bytes": settings.store_size_max_gib << 30,
-        "id_retention_seconds": settings.id_retention_hours * 3600,
-    }
+def _reading(settings: Settings) -> Store:
+    return open_store(settings.store, readonly=True, **settings.store_options)
+
+
+def _require_directory(settings: Settings) -> None:
+    """Raise NotSupported unless the store is an embedded one."""
+    if is_cluster(settings.store):
+        raise NotSupported(
+            "backup and restore are for a store in a directory: use `scoremean export` and `scoremean import --tallies`,"
+            " or the backups of the cluster"
+        )
 
 
 def _version() -> str:

@@ -21,7 +21,7 @@ from scoremean.counts import COMMIT_DURATION, DISK_FREE_BYTES, NANOSECONDS, QUEU
 from scoremean.errors import ScoremeanError, TooManyStreams
 from scoremean.model import Stats
 from scoremean.overview import Reading
-from scoremean.store.base import Store
+from scoremean.store.base import Store, ask
 
 STREAMS_MAX = 64
 EVENT_SECONDS = 1.0
@@ -82,9 +82,9 @@ class Live:
         if not self._closed.done():
             self._closed.set_result(None)
 
-    def now(self) -> Now:
+    async def now(self) -> Now:
         """Return what is so at this moment."""
-        total, stats = self._store.counts.total, self._store.stats()
+        total, stats = self._store.counts.total, await ask(self._store, self._store.stats)
         *durations, sum_nanoseconds = self._store.counts.totals(COMMIT_DURATION.start, COMMIT_DURATION.end)
         bounds = [bound / NANOSECONDS for bound in COMMIT_DURATION.bounds]
         return Now(
@@ -120,7 +120,7 @@ class Live:
         try:
             sent = None
             while not self._closed.done():
-                now = self.now()
+                now = await self.now()
                 if self._reader is None and now.commits != self._shown_commits:
                     self._reader = asyncio.ensure_future(self._read(now.commits))
                     await asyncio.sleep(0)  # for its first slice, which is all of a small store
@@ -143,7 +143,7 @@ class Live:
         try:
             while self._streams:
                 began = self._loop.time()
-                page = self._store.scan(after, SLICE_UUIDS)
+                page = await ask(self._store, self._store.scan, after, SLICE_UUIDS)
                 reading.add(page.tallies)
                 if page.after is None:
                     reading.end()

@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import msgspec
 
 from scoremean.errors import ImportStopped, InvalidScore, RequestError, StoreError
 from scoremean.model import Add, Replay, Score, Tally
-from scoremean.store.base import Store
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.base import Outcome, Store, is_failure
 from scoremean.validation import NDJSON, ONE_SCORE, Item, ScoreDecoder, unpack_sum
 
 # These two decide where a part of a file ends, and so what its ids name: whoever changes one makes a second run count again.
@@ -41,6 +40,13 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 # A line of a file: its number, and what it holds; what is at fault is an error.
 Line = tuple[int, Score | Add | RequestError]
+
+
+class Tallies(Protocol):
+    """A store that can be exported."""
+
+    def tallies(self) -> Iterator[tuple[str, Tally]]:
+        """Yield every UUID with its tally."""
 
 
 class _Chunk(NamedTuple):
@@ -128,6 +134,7 @@ class Importer:
             ImportStopped: there are bad lines, and they are not to be skipped. With ids the whole file is looked through before
                 anything is counted, so nothing of it is, unless the store refuses an id. Without ids nothing is counted
                 unless the file has more than SUMMED_MAX_UUIDS UUIDs.
+            Unavailable: part of a cluster did not confirm some scores; with ids, the import can be run again.
             OSError: the file cannot be read.
         """
         with _opened(name) as raw:
@@ -227,7 +234,7 @@ class Importer:
             self._commit(name, [(f"the scores of {add.uuid}", add) for add in adds])
         elif adds:
             # In one commit, so that the whole of a file that is not too long is counted or nothing of it.
-            self._store.commit(adds)
+            self._outcomes(adds)
             self.report.counted += sum(add.tally.count for add in adds)
         part.begin()
 
@@ -239,7 +246,7 @@ class Importer:
         for start in range(0, len(lines), COMMIT_MAX_SCORES):
             some = lines[start : start + COMMIT_MAX_SCORES]
             refused = []
-            for (number, item), outcome in zip(some, self._store.commit([item for _, item in some]), strict=True):
+            for (number, item), outcome in zip(some, self._outcomes([item for _, item in some]), strict=True):
                 count = item.tally.count if isinstance(item, Add) and self._summed else 1
                 if isinstance(outcome, RequestError):
                     refused.append((number, outcome))
@@ -249,6 +256,13 @@ class Importer:
                 else:
                     self.report.counted += count
             self._refuse(name, refused)
+
+    def _outcomes(self, items: Sequence[Score | Add]) -> Sequence[Outcome]:
+        """Count `items` and return their outcomes. Raises Unavailable where a store of several nodes has not confirmed one."""
+        outcomes = self._store.commit(items)
+        if (failure := next(filter(is_failure, outcomes), None)) is not None:
+            raise failure
+        return outcomes
 
     def _refuse(self, name: str, bad: Sequence[tuple[int | str, RequestError]]) -> None:
         if not bad:
@@ -291,8 +305,10 @@ class _Part:
         self.sums = {}
 
 
-def export(store: LmdbStore, file: IO[bytes], kind: str) -> int:
-    """Write every UUID with its sum, count and mean to `file`, in order, all as of one commit. Return how many.
+def export(store: Tallies, file: IO[bytes], kind: str) -> int:
+    """Write every UUID with its sum, count and mean to `file`; return how many.
+
+    From an embedded store in order, and all as of one commit; from a cluster each as it is when it is read.
 
     Args:
         kind: `ndjson`, `csv`, or `parquet`, which needs the extra of that name.

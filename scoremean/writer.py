@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future as StoreFuture
+from functools import partial
 
 from scoremean.counts import QUEUE_SCORES
 from scoremean.errors import OutcomeUnknown, QueueFull, ScoremeanError, Stopping, StoreFull
@@ -46,6 +47,7 @@ class Writer:
         self._gathered_scores = 0
         self._committing_scores = 0
         self._committing_batches = 0
+        self._late = 0
         self._called = False
         self._stopping = False
         self._idle = asyncio.Event()
@@ -68,8 +70,8 @@ class Writer:
             Stopping: the Writer is closed, or a commit has failed.
         The future raises:
             RequestError: the store refused this change; nothing of it was counted.
-            StoreFull: nothing was counted.
-            OutcomeUnknown: the commit failed.
+            StoreFull, NotSupported, Unavailable: nothing was counted.
+            OutcomeUnknown: the commit failed, or its part for this change was not confirmed.
         """
         if not self.accepting:
             raise Stopping("the service is stopping; nothing was counted, send it again")
@@ -101,8 +103,7 @@ class Writer:
         batch, waiting, scores = self._gathering, self._waiting, self._gathered_scores
         self._gathering, self._waiting, self._gathered_scores = [], [], 0
         if not batch:
-            if not self._committing_batches:
-                self._idle.set()
+            self._rest()
             return
         try:
             future = self._store.submit(batch)
@@ -121,9 +122,9 @@ class Writer:
         self._store.counts.cells[QUEUE_SCORES] = self._gathered_scores + self._committing_scores
         error = done.exception()
         if error is None:
-            _resolve(waiting, done.result())
+            self._resolve(waiting, done.result())
         elif isinstance(error, StoreFull):
-            _resolve(waiting, [error] * len(waiting))
+            self._resolve(waiting, [error] * len(waiting))
         else:
             self._fail(waiting, error)
             return
@@ -135,20 +136,33 @@ class Writer:
             _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
             self.failed.set_result(error)
         unknown = OutcomeUnknown("the commit failed: outcome unknown, retry with the same id")
-        _resolve(waiting, [unknown] * len(waiting))
+        self._resolve(waiting, [unknown] * len(waiting))
         stopping = Stopping("the service is stopping; nothing was counted, send it again")
-        _resolve(self._waiting, [stopping] * len(self._waiting))
+        self._resolve(self._waiting, [stopping] * len(self._waiting))
         self._gathering, self._waiting = [], []
-        if not self._committing_batches:
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let `close` return, unless something is under way."""
+        if not self._committing_batches and not self._late:
             self._idle.set()
 
+    def _resolve(self, waiting: Waiting, outcomes: Sequence[Outcome | ScoremeanError | StoreFuture[Outcome]]) -> None:
+        """Give every request its outcome, unless its client went away."""
+        for answer, outcome in zip(waiting, outcomes, strict=True):
+            if answer.done():
+                continue
+            if isinstance(outcome, ScoremeanError):
+                answer.set_exception(outcome)
+            elif isinstance(outcome, StoreFuture):
+                self._late += 1
+                outcome.add_done_callback(partial(self._loop.call_soon_threadsafe, self._answer_late, answer))
+            else:
+                answer.set_result(outcome)
 
-def _resolve(waiting: Waiting, outcomes: Sequence[Outcome | ScoremeanError]) -> None:
-    """Give every request its outcome, unless its client went away."""
-    for answer, outcome in zip(waiting, outcomes, strict=True):
-        if answer.done():
-            continue
-        if isinstance(outcome, ScoremeanError):
-            answer.set_exception(outcome)
-        else:
-            answer.set_result(outcome)
+    def _answer_late(self, answer: asyncio.Future[Outcome], done: StoreFuture[Outcome]) -> None:
+        """Hand an outcome that came later than the others of its commit to its request."""
+        self._late -= 1
+        self._resolve([answer], [done.result()])
+        if not self._gathering and not self._called:
+            self._rest()

@@ -1,18 +1,37 @@
-"""What every store must keep. A store's test module inherits StoreContract and says how to open it."""
+"""What every store must keep. A store's test module inherits StoreContract and StoreMachine, and says how to open it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidScore, InvalidUUID, StoreError, UnknownId, UnknownUUID
 from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
-from scoremean.store.base import Store
+from scoremean.store.base import Change, Outcome, Store
 from tests.support import Oracle, plain, scores_of
+
+UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
+IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
+SCORES = st.builds(Score, UUIDS, st.integers(0, 5), st.none() | IDS)
+BATCHES = st.builds(Batch, st.lists(SCORES, max_size=4), st.booleans())
+CHANGES = SCORES | BATCHES | st.builds(Void, IDS) | st.builds(Forget, UUIDS)
+
+USED = [Score("a", 5, "used"), Score("a", 1, "gone"), Void("gone")]
+PARTLY_AT_FAULT = [
+    Score("b", 1, "new"),
+    Score("a", 4, "used"),
+    Score("b", 2, "new"),
+    Score("b", 1, "new"),
+    Score("a", 1, "gone"),
+]
 
 
 class StoreContract(ABC):
@@ -86,16 +105,19 @@ class StoreContract(ABC):
         """And changes nothing."""
         assert isinstance(store.commit([Void("nobody")])[0], UnknownId)
 
-    def test_a_batch_of_one_request_is_refused_as_a_whole_or_score_by_score(self, store):
-        """Whole by default, with every fault listed; with `skip` the others are counted."""
-        store.commit([Score("a", 5, "used"), Score("a", 1, "gone"), Void("gone")])
-        new, gone = Score("b", 1, "new"), Score("a", 1, "gone")
-        scores = [new, Score("a", 4, "used"), Score("b", 2, "new"), new, gone]
-        [refused] = store.commit([Batch(scores)])
+    def test_a_batch_of_one_request_is_refused_as_a_whole(self, store):
+        """With every fault listed."""
+        store.commit(USED)
+        [refused] = store.commit([Batch(PARTLY_AT_FAULT)])
         assert isinstance(refused, InvalidBatch)
         assert [fault.pointer for fault in refused.faults] == ["/1/id", "/2/id", "/4/id"]
         assert store.get(["a", "b"]) == [Tally(5, 1), None]
-        [outcomes] = store.commit([Batch(scores, skip=True)])
+
+    def test_a_batch_of_one_request_is_refused_score_by_score(self, store):
+        """With `skip` the others are counted; an empty one has no outcomes."""
+        store.commit(USED)
+        [outcomes, none] = store.commit([Batch(PARTLY_AT_FAULT, skip=True), Batch([], skip=True)])
+        assert none == []
         assert [plain(outcome) for outcome in outcomes] == [Tally(1, 1), IdConflict, IdConflict, Replay(1, 1), IdVoided]
         assert store.get(["a", "b"]) == [Tally(5, 1), Tally(1, 1)]
 
@@ -219,3 +241,70 @@ class StoreContract(ABC):
         one = oracle.tally("own")
         assert store.get(["one"]) == [Tally(8 * one.sum, 8 * one.count)]
         assert store.get([f"own-{thread}" for thread in range(8)]) == [one] * 8
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Random sequences of scores, retries, voids and restarts against the oracle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.oracle = Oracle()
+        self.store = self.open()
+
+    def open(self) -> Store:
+        """Open the store of this run, new or not."""
+        raise NotImplementedError
+
+    def assert_sound(self) -> None:
+        """Prove the store, which is closed, to be sound at rest."""
+
+    def expected(self, change: Change) -> Outcome | type:
+        """Apply `change` to the oracle and return the outcome that the store must have, an error as its class."""
+        return self.oracle.apply(change)
+
+    def order(self, uuid: str) -> Any:
+        """Return what a scan goes in the order of."""
+        return uuid
+
+    @rule(batch=st.lists(CHANGES, max_size=8))
+    def commit(self, batch):
+        """Each outcome is the oracle's."""
+        outcomes = [plain(outcome) for outcome in self.store.commit(batch)]
+        assert outcomes == [self.expected(change) for change in batch]
+
+    @rule()
+    def restart(self):
+        """Close, prove the store sound at rest, open again."""
+        self.store.close()
+        self.assert_sound()
+        self.store = self.open()
+
+    @rule(uuid=UUIDS)
+    def get(self, uuid):
+        """The mean is the float nearest to the exact one."""
+        [tally] = self.store.get([uuid])
+        assert tally == self.oracle.tally(uuid)
+        if tally:
+            assert Fraction(tally.sum, tally.count) == self.oracle.mean(uuid)
+            assert tally.mean == float(self.oracle.mean(uuid))
+
+    @precondition(lambda self: self.oracle.uuids())
+    @rule(limit=st.integers(1, 8), data=st.data())
+    def scan(self, limit, data):
+        """In order, from behind any UUID."""
+        after = data.draw(st.none() | UUIDS)
+        expected = sorted(self.oracle.uuids(), key=self.order)
+        expected = [uuid for uuid in expected if after is None or self.order(uuid) > self.order(after)]
+        page = self.store.scan(after, limit)
+        assert page.tallies == [(uuid, self.oracle.tally(uuid)) for uuid in expected[:limit]]
+        assert page.after == (expected[limit - 1] if len(expected) > limit else None)
+
+    @invariant()
+    def sound(self):
+        """Checked after every step."""
+        assert not self.store.check()
+        assert self.store.stats().uuids == len(self.oracle.uuids())
+
+    def teardown(self):
+        self.store.close()
+        self.assert_sound()

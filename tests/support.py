@@ -20,7 +20,7 @@ from aiohttp import ClientSession
 from lmdb.verify import verify
 
 from scoremean import Batch, Forget, Replay, Score, Tally, Void, Voided, open_store
-from scoremean.errors import IdConflict, IdVoided, InvalidBatch, RequestError, UnknownId, UnknownUUID
+from scoremean.errors import IdConflict, IdVoided, InvalidBatch, RequestError, ScoremeanError, UnknownId, UnknownUUID
 from scoremean.store.base import Change, Outcome
 
 # The long form of the random walks, at least 10,000 steps each; docs/contributing.md has the command.
@@ -57,6 +57,7 @@ class Server:
     """`scoremean serve` in a process of its own, on a free port. Started on entry, ended by force on exit.
 
     Args:
+        store: a directory, or the URL of a cluster.
         small_journal: run it with SMALL_JOURNAL.
         program: what starts `scoremean`, up to the verb, such as a broken build; None for scoremean as it is.
 
@@ -65,7 +66,7 @@ class Server:
         greeting: the lines that it printed: where it listens, its page, its store, how to post.
     """
 
-    def __init__(self, store: Path, *flags: str, small_journal: bool = False, program: Sequence[str] | None = None):
+    def __init__(self, store: Path | str, *flags: str, small_journal: bool = False, program: Sequence[str] | None = None):
         self.store = store
         self._program = program or [sys.executable, *(["-c", _SERVE_SMALL] if small_journal else ["-m", "scoremean"])]
         self._flags = flags
@@ -123,11 +124,11 @@ class Server:
             return self._process.returncode, messages.read()
 
 
-def plain(outcome: Outcome) -> Outcome | type[RequestError]:
+def plain(outcome: Outcome) -> Outcome | type[ScoremeanError]:
     """Return an outcome as the oracle gives it: a refusal as the class of its error."""
     if isinstance(outcome, list):
         return [plain(one) for one in outcome]
-    return type(outcome) if isinstance(outcome, RequestError) else outcome
+    return type(outcome) if isinstance(outcome, ScoremeanError) else outcome
 
 
 class Oracle:

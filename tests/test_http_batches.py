@@ -18,8 +18,8 @@ from scoremean.model import Batch, Forget, Score, Tally, Void, Voided
 from scoremean.settings import Settings
 from scoremean.store.lmdb import LmdbStore
 from scoremean.validation import JSON, MSGPACK, NDJSON
+from tests.store_contract import CHANGES
 from tests.support import LONG, Oracle, assert_sound, post
-from tests.test_store_lmdb import CHANGES
 
 SCORES = [{"UUID": "a", "score": 5}, {"UUID": "b", "score": 1}, {"UUID": "a", "score": 3, "id": "k"}]
 MEANS = [{"UUID": "a", "mean": 5.0}, {"UUID": "b", "mean": 1.0}, {"UUID": "a", "mean": 4.0}]

@@ -8,15 +8,12 @@ import stat
 import subprocess
 import sys
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 from unittest.mock import patch
 
 import lmdb
 import pytest
 from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scoremean import codec, open_store
 from scoremean.errors import (
@@ -34,15 +31,8 @@ from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store import journal
 from scoremean.store import lmdb as lmdb_module
 from scoremean.store.lmdb import DISK_RESERVE_BYTES, LmdbStore
-from tests.store_contract import StoreContract
-from tests.support import LONG, SMALL_JOURNAL, Oracle, assert_sound, plain, scores_of
-
-UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
-IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
-SCORES = st.builds(Score, UUIDS, st.integers(0, 5), st.none() | IDS)
-BATCHES = st.builds(Batch, st.lists(SCORES, max_size=4), st.booleans())
-CHANGES = SCORES | BATCHES | st.builds(Void, IDS) | st.builds(Forget, UUIDS)
-
+from tests.store_contract import StoreContract, StoreMachine
+from tests.support import LONG, SMALL_JOURNAL, assert_sound, plain, scores_of
 
 class TestContract(StoreContract):
     """LmdbStore keeps what every store keeps."""
@@ -51,59 +41,24 @@ class TestContract(StoreContract):
         return open_store(place)
 
 
-class LmdbMachine(RuleBasedStateMachine):
-    """Random sequences of scores, retries, voids and restarts against the oracle."""
+class LmdbMachine(StoreMachine):
+    """LmdbStore against the oracle, with a journal that a few commits fill."""
 
     def __init__(self):
-        super().__init__()
         self._limits = patch.multiple(journal, **SMALL_JOURNAL)
         self._limits.start()
         self._directory = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with  # teardown ends it
         self._path = Path(self._directory.name) / "store"
-        self._store = LmdbStore(self._path)
-        self._oracle = Oracle()
+        super().__init__()
 
-    @rule(batch=st.lists(CHANGES, max_size=8))
-    def commit(self, batch):
-        """Each outcome is the oracle's."""
-        outcomes = [plain(outcome) for outcome in self._store.commit(batch)]
-        assert outcomes == [self._oracle.apply(change) for change in batch]
+    def open(self):
+        return LmdbStore(self._path)
 
-    @rule()
-    def restart(self):
-        """Close, prove the store sound at rest, open again."""
-        self._store.close()
+    def assert_sound(self):
         assert_sound(self._path)
-        self._store = LmdbStore(self._path)
-
-    @rule(uuid=UUIDS)
-    def get(self, uuid):
-        """The mean is the float nearest to the exact one."""
-        [tally] = self._store.get([uuid])
-        assert tally == self._oracle.tally(uuid)
-        if tally:
-            assert Fraction(tally.sum, tally.count) == self._oracle.mean(uuid)
-            assert tally.mean == float(self._oracle.mean(uuid))
-
-    @precondition(lambda self: self._oracle.uuids())
-    @rule(limit=st.integers(1, 8), data=st.data())
-    def scan(self, limit, data):
-        """In the order of code points, from behind any UUID."""
-        after = data.draw(st.none() | UUIDS)
-        expected = [uuid for uuid in self._oracle.uuids() if after is None or uuid > after]
-        page = self._store.scan(after, limit)
-        assert page.tallies == [(uuid, self._oracle.tally(uuid)) for uuid in expected[:limit]]
-        assert page.after == (expected[limit - 1] if len(expected) > limit else None)
-
-    @invariant()
-    def sound(self):
-        """Checked after every step."""
-        assert not self._store.check()
-        assert self._store.stats().uuids == len(self._oracle.uuids())
 
     def teardown(self):
-        self._store.close()
-        assert_sound(self._path)
+        super().teardown()
         self._directory.cleanup()
         self._limits.stop()
 

@@ -7,10 +7,10 @@
 
 _shtab_scoremean_subparsers=(serve get stats import export check backup restore bench openapi)
 
-_shtab_scoremean_serve_option_strings=(-h --help --store --host --port --unix-socket --token-file --tls-cert --tls-key --tls-client-ca --allowed-hosts --connections-max --workers --store-size-max-gib --score-min --score-max --id-retention-hours --queue-max-scores --batch-max-scores --body-max-bytes --body-timeout-seconds --header-timeout-seconds --keepalive-timeout-seconds --shutdown-timeout-seconds --log-format --log-level --access-log-every)
+_shtab_scoremean_serve_option_strings=(-h --help --store --host --port --unix-socket --token-file --tls-cert --tls-key --tls-client-ca --allowed-hosts --connections-max --workers --store-size-max-gib --wait-replicas --redis-timeout-seconds --score-min --score-max --id-retention-hours --queue-max-scores --batch-max-scores --body-max-bytes --body-timeout-seconds --header-timeout-seconds --keepalive-timeout-seconds --shutdown-timeout-seconds --log-format --log-level --access-log-every)
 _shtab_scoremean_get_option_strings=(-h --help --store)
 _shtab_scoremean_stats_option_strings=(-h --help --store)
-_shtab_scoremean_import_option_strings=(-h --help --store --store-size-max-gib --score-min --score-max --id-retention-hours --token-file --url --tallies --no-ids --on-error --uuid-column --score-column --id-column)
+_shtab_scoremean_import_option_strings=(-h --help --store --store-size-max-gib --wait-replicas --redis-timeout-seconds --score-min --score-max --id-retention-hours --token-file --url --tallies --no-ids --on-error --uuid-column --score-column --id-column)
 _shtab_scoremean_export_option_strings=(-h --help --store --format --output)
 _shtab_scoremean_check_option_strings=(-h --help --store)
 _shtab_scoremean_backup_option_strings=(-h --help --store --output)

@@ -114,10 +114,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def scoremean(work: Path, store: Path) -> AbstractContextManager[Server]:
-    """Serve a store."""
+def scoremean(work: Path, store: Path | str) -> AbstractContextManager[Server]:
+    """Serve a store: a directory, or the address of a cluster."""
     command = [sys.executable, "-m", "scoremean", "serve", "--store", store, "--port", "0"]
-    return running(command, work / f"{store.name}.log", URL, cwd=ROOT)
+    return running(command, work / "scoremean.log", URL, cwd=ROOT)
 
 
 def noop(work: Path) -> AbstractContextManager[Server]:
@@ -125,7 +125,7 @@ def noop(work: Path) -> AbstractContextManager[Server]:
     return running([sys.executable, "-m", "tests.benchmarks.peers.noop"], work / "noop.log", URL, cwd=ROOT)
 
 
-def import_scores(store: Path, scores: Path, *flags: str) -> float:
+def import_scores(store: Path | str, scores: Path, *flags: str) -> float:
     """Import a file with `scoremean import` and return the seconds that the whole process took."""
     return seconds([sys.executable, "-m", "scoremean", "import", "--store", store, *flags, scores])
 

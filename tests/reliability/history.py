@@ -11,10 +11,11 @@ takes no search: sort by count and go through it once.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
@@ -119,14 +120,19 @@ def _check_times(posts: list[Post], reads: list[Read]) -> Counter[str]:
 class Recorder:
     """Connections that post and read, and the history of each UUID.
 
+    Args:
+        urls: the servers, which serve one store.
+        skip: post batches with `on_error=skip`, for a store that has none which are all or nothing.
+
     Attributes:
         requests: how many are left to be sent.
         faults: what was found in the histories that are over, by its kind.
         counts: requests, scores and reads.
     """
 
-    def __init__(self, url: str, requests: int, chance: random.Random):
-        self._url = url
+    def __init__(self, urls: Sequence[str], requests: int, chance: random.Random, *, skip: bool = False):
+        self._urls = urls
+        self._batches = "/scores?on_error=skip" if skip else "/scores"
         self._chance = chance
         self._live: list[History] = []
         self._named = 0
@@ -137,7 +143,7 @@ class Recorder:
 
     async def run(self) -> None:
         """Send all requests and check every history."""
-        connections = [await Connection.open(self._url) for _ in range(CONNECTIONS)]
+        connections = [await Connection.open(url) for url, _ in zip(itertools.cycle(self._urls), range(CONNECTIONS))]
         for _ in range(LIVE_UUIDS):
             self._live.append(await self._seed(connections[0]))
         async with asyncio.TaskGroup() as group:
@@ -172,7 +178,7 @@ class Recorder:
         """Return a new UUID, once its first scores are counted."""
         self._named += 1
         history = History(f"uuid-{self._named}")
-        _require(await connection.ask(wire.post([wire.members(history.uuid, SEED_SCORE)] * SEED_SCORES)))
+        _require(await connection.ask(wire.post([wire.members(history.uuid, SEED_SCORE)] * SEED_SCORES, self._batches)))
         self._begun.append(history)
         return history
 
@@ -191,7 +197,8 @@ class Recorder:
         scores = [int(self._chance.random() * 6) for _ in histories]
         for history in histories:
             history.counted += 1
-        data = wire.post([wire.members(history.uuid, score) for history, score in zip(histories, scores)])
+        items = [wire.members(history.uuid, score) for history, score in zip(histories, scores)]
+        data = wire.post(items, self._batches)
         start = perf_counter()
         answer = await connection.ask(data)
         end = perf_counter()
@@ -251,13 +258,18 @@ def linearizability(trial: Trial) -> Finding:
         flags = ("--score-max", str(SEED_SCORE), "--workers", workers)
         with Server(store, *flags, program=broken.command(trial.broken)) as server:
             requests = min(total // 2, REQUESTS_SHORT) if trial.broken else total // 2
-            recorder = Recorder(server.url, requests, chance)
+            recorder = Recorder([server.url], requests, chance)
             wire.run(recorder.run())
             server.terminate()
             server.wait()
         faults += recorder.faults
         counts += recorder.counts
         faults["unsound stores"] += not _sound(store)
+    return verdict(faults, counts, seed)
+
+
+def verdict(faults: Counter[str], counts: Counter[str], seed: int) -> Finding:
+    """Return what histories show: `faults` by their kinds, and what was counted."""
     if +faults:
         print(f"  seed {seed}: {dict(+faults)}", file=sys.stderr)
     figure = f"{(+faults).total():,} violations{_worst(+faults)} in {counts['requests']:,} requests"

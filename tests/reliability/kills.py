@@ -105,7 +105,7 @@ class Killed:
 
     def _look_at_rest(self) -> None:
         assert_sound(self._store)
-        with open_store(self._store, readonly=True) as store:
+        with LmdbStore(self._store, readonly=True) as store:
             # pylint: disable-next=protected-access  # whether a fold is under way is nobody else's business
             self.counts["in a fold"] += store._journal._older.last > 0
 

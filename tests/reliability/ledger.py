@@ -19,6 +19,7 @@ SCORE_MAX = 1_000_000
 FLAGS = ("--score-max", str(SCORE_MAX))
 BATCH_SCORES = 8
 LASTING_UUIDS = 48
+OPEN_MAX_WITHOUT_IDS = 64
 
 Pair = tuple[int, int]
 
@@ -43,6 +44,9 @@ class Request:
 class Ledger:
     """Makes requests at random and keeps what is known of each.
 
+    Args:
+        skip: post batches with `on_error=skip`, for a store that has none which are all or nothing.
+
     Attributes:
         known: the tally of each UUID, as acknowledged or found.
         open: requests that were sent and not answered.
@@ -50,8 +54,9 @@ class Ledger:
         ids: how many ids the store must have.
     """
 
-    def __init__(self, chance: random.Random):
+    def __init__(self, chance: random.Random, *, skip: bool = False):
         self._chance = chance
+        self._batches = "/scores?on_error=skip" if skip else "/scores"
         self._names = 0
         self._kept: deque[tuple[Request, bytes]] = deque(maxlen=300)
         self.known: defaultdict[str, Pair] = defaultdict(lambda: (0, 0))
@@ -70,7 +75,8 @@ class Ledger:
         return request
 
     def _posts(self, count: int) -> Request:
-        with_ids = self._chance.random() < 0.5
+        # Without an answer, those without ids cannot be sent again; `explain` tries each choice of them, so there are few.
+        with_ids = self._chance.random() < 0.5 or len(self.open) > OPEN_MAX_WITHOUT_IDS
         names = [self._name("id") if with_ids else None for _ in range(count)]
         uuids = [self._uuid() for _ in range(count)]
         scores = [self._chance.randrange(SCORE_MAX) for _ in range(count)]
@@ -78,7 +84,15 @@ class Ledger:
         changes: dict[str, Pair] = {}
         for uuid, score in zip(uuids, scores):
             changes[uuid] = added(changes.get(uuid, (0, 0)), (score, 1))
-        return Request(wire.post(items if count > 1 else items[0]), changes, [name for name in names if name])
+        data = wire.post(items, self._batches) if count > 1 else wire.post(items[0])
+        return Request(data, changes, [name for name in names if name])
+
+    def score(self, uuid: str) -> Request:
+        """Return a new request with one score of `uuid`, without an id."""
+        score = self._chance.randrange(SCORE_MAX)
+        request = Request(wire.post(wire.members(uuid, score)), {uuid: (score, 1)}, [])
+        self.open[request] = None
+        return request
 
     def _void(self) -> Request | None:
         """Return the void of a single score that is known to be counted, if there is one; it is not sent again afterwards."""

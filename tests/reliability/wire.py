@@ -122,9 +122,9 @@ def members(uuid: str, score: int, name: str | None = None) -> dict[str, str | i
     return {"UUID": uuid, "score": score} | ({} if name is None else {"id": name})
 
 
-def post(scores: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> bytes:
+def post(scores: Mapping[str, Any] | Iterable[Mapping[str, Any]], path: str = "/scores") -> bytes:
     """Return the request that posts a score, or a batch of them."""
-    return request("POST", "/scores", _encode(scores))
+    return request("POST", path, _encode(scores))
 
 
 async def tallies(connection: Connection, uuids: list[str]) -> dict[str, tuple[int, int]]:
