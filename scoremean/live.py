@@ -71,7 +71,7 @@ class Live:
         self._version = version
         self._range = score_min, score_max
         self._shown = Reading(score_min, score_max)
-        self._shown_commits = -1  # how many there were when it was begun
+        self._shown_at = (-1, -1)  # how many commits and scores there were when it was begun
         self._reader: asyncio.Task[None] | None = None
         self._streams = 0
         self._loop = asyncio.get_running_loop()
@@ -121,8 +121,9 @@ class Live:
             sent = None
             while not self._closed.done():
                 now = await self.now()
-                if self._reader is None and now.commits != self._shown_commits:
-                    self._reader = asyncio.ensure_future(self._read(now.commits))
+                # The scores, since in a cluster others commit too.
+                if self._reader is None and (at := (now.commits, now.scores)) != self._shown_at:
+                    self._reader = asyncio.ensure_future(self._read(at))
                     await asyncio.sleep(0)  # for its first slice, which is all of a small store
                 events = _event("now", now)
                 if (news := (self._shown, self._shown.read_uuids, self._shown.complete)) != sent:
@@ -135,8 +136,8 @@ class Live:
         finally:
             self._streams -= 1
 
-    async def _read(self, commits: int) -> None:
-        """Read the whole store once, unless nobody watches any more; `commits` is how many there were when it was begun."""
+    async def _read(self, at: tuple[int, int]) -> None:
+        """Read the whole store once, unless nobody watches any more; `at` is how many commits and scores there were."""
         reading, after, counted = Reading(*self._range), None, -1
         if not self._shown.complete:
             self._shown = reading
@@ -147,7 +148,7 @@ class Live:
                 reading.add(page.tallies)
                 if page.after is None:
                     reading.end()
-                    self._shown, self._shown_commits = reading, commits
+                    self._shown, self._shown_at = reading, at
                     return
                 after = page.after
                 rest = REST_WHEN_QUIET if counted == (counted := self._store.counts.total(SCORES)) else REST_WHEN_BUSY
