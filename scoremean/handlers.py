@@ -133,7 +133,8 @@ class Handlers:
     async def get_mean(self, request: BaseRequest) -> Response:
         """Answer the mean of the UUID in the path, with its sum and count."""
         uuid = _text_in_path(request, require_uuid)
-        [tally] = await ask(self.store, self.store.get, [uuid])
+        # Without `ask` where nothing waits: this is what is asked most, and a coroutine of its own would be 1% of it.
+        [tally] = await ask(self.store, self.store.get, [uuid]) if self.store.reads_block else self.store.get([uuid])
         if tally is None:
             raise UnknownUUID(f"no score was counted for the UUID {uuid}")
         etag = f'"{tally.sum}-{tally.count}"'
@@ -274,7 +275,7 @@ def _raw_in_path(request: BaseRequest) -> str:
 
 def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
     """Return what the path has behind its first segment, decoded."""
-    raw = _raw_in_path(request)
+    raw = request.rel_url.raw_path.split("/", 2)[2]  # as _raw_in_path does
     try:
         return require(unquote_to_bytes(raw.encode(errors="surrogateescape")).decode())
     except UnicodeDecodeError:

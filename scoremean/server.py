@@ -64,6 +64,7 @@ ANSWER_MIN_BYTES_PER_SECOND = 64 << 10
 REQUEST_ID = istr("X-Request-Id")
 # What of a client's own is repeated in the answer and in the log.
 _REQUEST_ID = re.compile("[!-~]{1,128}").fullmatch
+_ID_LINE = b"X-Request-Id: %b\r\n"
 
 _log = logging.getLogger(__name__)
 
@@ -83,10 +84,10 @@ class Response:
 
     Attributes:
         keep_alive: whether the connection goes on after it; None for what the request asks for.
-        request_id: what the request is called, by the client or by this server; in ASCII.
+        id_line: the header that tells what the request is called, by the client or by this server.
     """
 
-    __slots__ = ("status", "content_type", "body", "headers", "keep_alive", "request_id")
+    __slots__ = ("status", "content_type", "body", "headers", "keep_alive", "id_line")
 
     def __init__(
         self, body: bytes | None, *, status: int = 200, content_type: str = JSON, headers: dict[str, str] | None = None
@@ -96,14 +97,14 @@ class Response:
         self.content_type = None if body is None else content_type
         self.headers = {} if headers is None else headers
         self.keep_alive: bool | None = None
-        self.request_id = b""
+        self.id_line = b""
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send the answer to `request`; returns when it is in the hands of the kernel, or nearly so."""
         body = self.body
         if self.keep_alive is None:
             self.keep_alive = request.keep_alive
-        head = _head(self.status, self.content_type, int(time.time())) + b"X-Request-Id: %b\r\n" % self.request_id
+        head = _head(self.status, self.content_type, int(time.time())) + self.id_line
         for name, value in self.headers.items():
             head += f"{name}: {value}\r\n".encode("ascii")
         if not self.keep_alive:
@@ -375,13 +376,13 @@ class _Boundary:
         self._cells = cells
         self._access_log_every = access_log_every
         # What this process calls requests: by chance once, and then by number.
-        self._ids = map(f"{secrets.token_hex(6)}-%d".encode().__mod__, itertools.count(1))
+        self._id_lines = map(_ID_LINE.replace(b"%b", secrets.token_hex(6).encode() + b"-%d").__mod__, itertools.count(1))
         self._answered = 0
 
     async def __call__(self, request: web.BaseRequest) -> Response:
         headers = request.headers
         given = headers.get(REQUEST_ID)
-        request_id = given.encode() if given is not None and _REQUEST_ID(given) else next(self._ids)
+        id_line = _ID_LINE % given.encode() if given is not None and _REQUEST_ID(given) else next(self._id_lines)
         started = self._access_log_every and time.perf_counter()
         first_cell = REQUESTS  # those of no route
         try:
@@ -395,8 +396,8 @@ class _Boundary:
                 await _expect(request)
             response = await route.handler(request)
         except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
-            response = _refusal(error, request, request_id)
-        response.request_id = request_id
+            response = _refusal(error, request, id_line)
+        response.id_line = id_line
         self._cells[first_cell + STATUS_PLACES[response.status]] += 1
         if started:
             self._log_access(request, response, started)
@@ -408,7 +409,7 @@ class _Boundary:
         self._answered += 1
         if self._answered % self._access_log_every == 0:
             seconds = time.perf_counter() - started
-            log_access(request.method, request.raw_path, response.status, seconds, response.request_id.decode())
+            log_access(request.method, request.raw_path, response.status, seconds, _id_in(response.id_line))
 
     async def refuse(self, request: web.BaseRequest) -> Response:
         """Answer on a connection that is one too many, and end it: 503, but for the vital routes."""
@@ -427,9 +428,14 @@ class _Boundary:
 
     def _name_and_count(self, response: Response) -> Response:
         """Return the answer to what is no request of a route."""
-        response.request_id = next(self._ids)
+        response.id_line = next(self._id_lines)
         self._cells[request_cell(0, response.status)] += 1
         return _last(response)
+
+
+def _id_in(id_line: bytes) -> str:
+    """Return what the header `id_line` calls a request."""
+    return id_line.split()[1].decode()
 
 
 async def _expect(request: web.BaseRequest) -> None:
@@ -440,7 +446,7 @@ async def _expect(request: web.BaseRequest) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def _refusal(error: Exception, request: web.BaseRequest, request_id: bytes) -> Response:
+def _refusal(error: Exception, request: web.BaseRequest, id_line: bytes) -> Response:
     """Return the answer that `error` is."""
     match error:
         case MethodNotAllowed():
@@ -456,7 +462,7 @@ def _refusal(error: Exception, request: web.BaseRequest, request_id: bytes) -> R
         case web.RequestPayloadError() | ConnectionError():
             # Half a body. When the client is gone this answer is dropped; when it only stopped sending, it is read.
             return _last(problem(MalformedRequest("the body ended before it was complete")))
-    fields = {"request_id": request_id.decode()}
+    fields = {"request_id": _id_in(id_line)}
     _log.error("a bug: %s %s failed", request.method, request.raw_path, exc_info=error, extra={"fields": fields})
     return problem(ScoremeanError("a bug in scoremean, its log says more; it is unknown whether anything was counted"))
 
