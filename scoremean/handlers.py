@@ -275,7 +275,7 @@ def _raw_in_path(request: BaseRequest) -> str:
 
 def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
     """Return what the path has behind its first segment, decoded."""
-    raw = request.rel_url.raw_path.split("/", 2)[2]  # as _raw_in_path does
+    raw = _raw_in_path(request)
     try:
         return require(unquote_to_bytes(raw.encode(errors="surrogateescape")).decode())
     except UnicodeDecodeError:

@@ -202,6 +202,11 @@ class Cluster:
                 return False
         return len({str(sorted(node.redis.cluster("SLOTS"), key=str)) for node in running}) == 1
 
+    def empty(self) -> None:
+        """Take everything out of it."""
+        for node in self.primaries():
+            node.redis.flushall()
+
     def primaries(self) -> list[Node]:
         """Return the nodes that have slots, of those that run."""
         return sorted({id(node): node for node in self._owners()}.values(), key=lambda node: node.port)

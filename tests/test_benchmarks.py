@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
-
-import pytest
 
 from tests.benchmarks.data import ROOT, uuid_at
 from tests.benchmarks.page import chart
 from tests.benchmarks.rows import ROWS
 from tests.benchmarks.run import Figure, ratio
+from tests.support import require_program
 
 
 def command(*flags: object) -> subprocess.CompletedProcess[str]:
@@ -24,8 +21,7 @@ def command(*flags: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_quick_run_writes_a_page_with_the_rows_that_were_asked_for(tmp_path):
     """With figures, goals, the machine, a chart, and the command that measures it again; and leaves nothing behind."""
-    if not shutil.which("wrk") and not os.environ.get("CI"):
-        pytest.skip("wrk is not installed; `apt-get install -y --no-install-recommends wrk` installs it")
+    require_program("wrk", "wrk")
     done = command("--quick", "--rows", "single,import", "--output", tmp_path / "page.md")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "page.md").read_text()

@@ -23,8 +23,7 @@ def fixture_running(tmp_path_factory) -> Iterator[Cluster]:
 @pytest.fixture(name="store")
 def fixture_store(running) -> Iterator:
     """A store in the cluster, which is empty, and is checked after the test."""
-    for node in running.primaries():
-        node.redis.flushall()
+    running.empty()
     with open_store(running.url) as store:
         yield store
         assert store.check() == []

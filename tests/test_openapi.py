@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html import unescape
@@ -27,7 +26,7 @@ from scoremean.handlers import Handlers
 from scoremean.openapi import OPERATIONS, PROBLEM, document, encoded
 from scoremean.settings import Settings
 from scoremean.validation import JSON, MSGPACK, NDJSON, ScoreDecoder
-from tests.support import Server
+from tests.support import Server, require_program
 from tests.test_http import BAD_INPUT, BAD_REQUESTS, exchange
 
 ROOT = Path(__file__).parents[1]
@@ -292,8 +291,7 @@ def test_the_page_escapes_what_is_in_the_document():
 
 def test_the_commands_of_the_page_work(tmp_path):
     """Each as it stands there, but for the address; that of /events does not end."""
-    if not shutil.which("curl") and not os.environ.get("CI"):
-        pytest.skip("curl is not installed; `apt-get install -y --no-install-recommends curl` installs it")
+    require_program("curl", "curl")
     tokens = _tokens(tmp_path)
     page = docs.render(document(Settings(token_file=str(tokens)), "1.2.3"))
     commands = [unescape(one) for one in re.findall("<pre><code>(.*?)</code>", page) if "/events" not in one]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import ssl
 import subprocess
@@ -21,7 +20,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import unused_port
 
 from tests.pages import DOCS, blocks
-from tests.support import Server
+from tests.support import Server, require_program
 
 NAME = "scores.example"
 TOKEN = "0123456789abcdef"
@@ -89,9 +88,7 @@ def caddy(setup: Setup) -> list[str]:
 async def fixture_proxied(request, tmp_path) -> AsyncIterator[Callable[[int], ClientSession]]:
     """What puts the proxy in front of a port and returns a client of it, which trusts its certificate."""
     program = request.param.__name__
-    if not shutil.which(program) and not os.environ.get("CI"):
-        package = {"nginx": "nginx-light"}.get(program, program)
-        pytest.skip(f"{program} is not installed; `apt-get install -y --no-install-recommends {package}` installs it")
+    require_program(program, {"nginx": "nginx-light"}.get(program, program))
     authority, sessions = trustme.CA(), []
     issued = authority.issue_cert(NAME)
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")

@@ -33,8 +33,7 @@ def fixture_running(tmp_path_factory) -> Iterator[Cluster]:
 
 def empty(cluster: Cluster) -> str:
     """Take everything out of a cluster, and return its URL."""
-    for node in cluster.primaries():
-        node.redis.flushall()
+    cluster.empty()
     return cluster.url
 
 
