@@ -9,8 +9,8 @@ import os
 import sys
 
 CHILD_FLAG = "--child-module"
-# What the binary runs besides the command line; the last one is the command line, as a child.
-CHILD_MODULES = ("scoremean.workers", "scoremean.operate", "scoremean.bench", "scoremean")
+# What the binary runs besides the command line.
+CHILD_MODULES = ("scoremean.workers", "scoremean.operate")
 
 
 def frozen() -> bool:

@@ -23,11 +23,11 @@ from typing import Any
 import msgspec
 
 from scoremean.counts import Counts, shared_memory
-from scoremean.errors import ListenError, NotSupported, ScoremeanError, SettingError, StoreDamaged, StoreError
+from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean
 from scoremean.notify import READY, notify
-from scoremean.operate import Health, backup, check, check_file, restore, stream
-from scoremean.settings import SETTINGS, Settings, add_flags, is_cluster, resolve
+from scoremean.operate import backup, check, check_file, restore, stream
+from scoremean.settings import SETTINGS, Settings, add_flags, resolve
 from scoremean.store import open_store
 from scoremean.store.base import Store
 from scoremean.store.lmdb import DATA_FILE
@@ -71,15 +71,13 @@ def parser() -> argparse.ArgumentParser:
     export_verb.add_argument("--format", choices=("ndjson", "csv", "parquet"), default="ndjson", help="[ndjson]")
     export_verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
     _add_operate(verbs)
-    _add_bench(verbs)
     settings = ["score_min", "score_max", "batch_max_scores", "queue_max_scores", "body_max_bytes", "token_file"]
     _add_verb(verbs, "openapi", _openapi, "print the OpenAPI document of a service with these settings", settings)
     return top
 
 
 def _add_import(verbs) -> None:
-    settings = ["store", "store_size_max_gib", "wait_replicas", "redis_timeout_seconds"]
-    settings += ["score_min", "score_max", "id_retention_hours", "token_file"]
+    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours", "token_file"]
     text = "count the scores of files, in a store that is not served or through a service"
     verb = _add_verb(verbs, "import", _import, text, settings)
     text = "NDJSON, or CSV with a header; plain or gzip; - is standard input"
@@ -102,20 +100,6 @@ def _add_operate(verbs) -> None:
     verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
     verb = _add_verb(verbs, "restore", _restore, "check a backup, and make a new store of it", ["store"])
     verb.add_argument("file", metavar="FILE", help="the backup; - is standard input")
-
-
-def _add_bench(verbs) -> None:
-    text = "measure this machine: durable posts and reads, each beside a handler that does nothing"
-    verb = _add_verb(verbs, "bench", _bench, text, ["score_min", "score_max"])
-    text = "measure the service at this address: COUNTS REAL SCORES there, of UUIDs that start with bench-"
-    verb.add_argument("--url", metavar="URL", help=f"{text} [one that is started and ended]")
-    text = "where the service that is started gets a temporary store; choose the disk to be measured [.]"
-    verb.add_argument("--store", metavar="DIR", default=".", help=text)
-    text = "seconds that each of the four rows is measured [5]"
-    verb.add_argument("--duration-seconds", type=float, metavar="N", default=5.0, help=text)
-    verb.add_argument("--connections", type=int, metavar="N", default=64, help="requests under way at once [64]")
-    verb.add_argument("--uuids", type=int, metavar="N", default=100_000, help="UUIDs that get scores [100000]")
-    verb.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str]) -> argparse.ArgumentParser:
@@ -149,7 +133,7 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
 
 def _greeting(url: str, settings: Settings, store: Store) -> str:
     """Return what `serve` prints once requests are answered: where it is, and how to go on from there."""
-    place, stats = store if is_cluster(settings.store) else Path(settings.store).absolute(), store.stats()
+    place, stats = Path(settings.store).absolute(), store.stats()
     holds = f"{place}: {stats.uuids:,} UUIDs, {stats.scores:,} scores"
     lines = [f"listening on {url}", f"store  {holds}"]
     base, curl = url, "curl"
@@ -239,9 +223,6 @@ def _check(options: argparse.Namespace, settings: Settings) -> int:
     try:
         if options.file is not None:
             health = check_file(Path(name), name)
-        elif is_cluster(name):
-            with _reading(settings) as store:
-                health = Health(store.check(), store.stats())
         else:
             with _progress(Path(name, DATA_FILE)) as progress:
                 health = check(Path(name), progress)
@@ -254,7 +235,6 @@ def _check(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _backup(options: argparse.Namespace, settings: Settings) -> int:
-    _require_directory(settings)
     store, output = Path(settings.store), sys.stdout.buffer
     if options.output == "-" and output.isatty():
         raise SettingError("a backup is not for a terminal: give it a file with --output, or send it on with a pipe")
@@ -271,7 +251,6 @@ def _backup(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _restore(options: argparse.Namespace, settings: Settings) -> int:
-    _require_directory(settings)
     name, piped = options.file, options.file == "-"
     try:
         with _progress(Path(name)) as progress, open(0 if piped else name, "rb", closefd=not piped) as file:
@@ -280,26 +259,6 @@ def _restore(options: argparse.Namespace, settings: Settings) -> int:
         return _complain(f"cannot restore {name} to {settings.store}: {error.strerror}", FAILED)
     _print_json(stats)
     return OK
-
-
-def _bench(options: argparse.Namespace, settings: Settings) -> int:
-    from scoremean.bench import Plan, measure, table
-    from scoremean.workers import loop_factory
-
-    plan = Plan(
-        url=options.url,
-        directory=options.store,
-        duration_seconds=options.duration_seconds,
-        connections=options.connections,
-        uuids=options.uuids,
-        score_min=settings.score_min,
-        score_max=settings.score_max,
-    )
-    if options.url is not None:
-        print(f"scoremean: counting real scores at {options.url}; docs/bench.md says how to remove them", file=sys.stderr)
-    report = measure(plan, loop_factory())
-    print(msgspec.json.encode(report).decode() if options.json else table(report))
-    return OK if not report.errors else _complain(f"{report.errors} requests failed; the first: {report.first_error}", FAILED)
 
 
 def _openapi(_: argparse.Namespace, settings: Settings) -> int:
@@ -355,15 +314,6 @@ def _progress(path: Path) -> Iterator[Callable[[int], None]]:
 
 def _reading(settings: Settings) -> Store:
     return open_store(settings.store, readonly=True, **settings.store_options)
-
-
-def _require_directory(settings: Settings) -> None:
-    """Raise NotSupported unless the store is an embedded one."""
-    if is_cluster(settings.store):
-        raise NotSupported(
-            "backup and restore are for a store in a directory: use `scoremean export` and `scoremean import --tallies`,"
-            " or the backups of the cluster"
-        )
 
 
 def _version() -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 NANOSECONDS = 1_000_000_000
 ROUTES_MAX = 31
-STATUSES = (200, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 421, 422, 500, 501, 503, 507)
+STATUSES = (200, 304, 400, 401, 403, 404, 405, 408, 413, 415, 417, 421, 422, 500, 503, 507)
 STATUS_PLACES = {status: place for place, status in enumerate(STATUSES)}
 _CELL_BYTES = 8
 

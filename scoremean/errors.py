@@ -26,9 +26,7 @@
     │   ├── Stopping                     the service is shutting down; this one was not counted
     │   ├── TooManyConnections           more connections than connections_max; nothing was done
     │   ├── TooManyStreams               more streams of events than may be
-    │   ├── StoreUnavailable             a part of the store's cluster does not answer; nothing was done
-    │   └── OutcomeUnknown               the commit failed half way, or was not confirmed; it may or may not be counted
-    ├── NotSupported                501  what only another kind of store can do; the message says what to use instead
+    │   └── OutcomeUnknown               the commit failed half way; it may or may not be counted, and the service exits
     ├── StoreFull                   507  the store has no room left; this one was not counted
     ├── StoreError                  a store that cannot be opened or read
     │   ├── StoreMissing                 there is no store at that path
@@ -276,29 +274,11 @@ class TooManyStreams(Unavailable):
     title = "Too many streams"
 
 
-class StoreUnavailable(Unavailable):
-    """The part of a cluster that has this UUID or id does not answer. Nothing was counted, or read."""
-
-    slug = "store-unavailable"
-    title = "Store unavailable"
-
-
 class OutcomeUnknown(Unavailable):
-    """The commit failed half way, or a cluster did not confirm it in time: this score may or may not be counted.
-
-    On an embedded store the service exits.
-    """
+    """The commit failed half way: this score may or may not be counted. The service exits."""
 
     slug = "outcome-unknown"
     title = "Outcome unknown"
-
-
-class NotSupported(ScoremeanError):
-    """What only another kind of store can do. Nothing was done; the message says what to use instead."""
-
-    status = 501
-    slug = "not-supported"
-    title = "Not supported"
 
 
 class StoreFull(ScoremeanError):

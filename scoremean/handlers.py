@@ -22,7 +22,6 @@ from scoremean.errors import (
     InvalidId,
     InvalidScore,
     MalformedRequest,
-    NotSupported,
     RequestError,
     Stopping,
     UnknownRoute,
@@ -32,7 +31,7 @@ from scoremean.live import Live
 from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
 from scoremean.server import Response, Route, Stream, describe, read_body, respond
 from scoremean.settings import Settings
-from scoremean.store.base import Store, ask
+from scoremean.store.base import Store
 from scoremean.validation import (
     JSON,
     MSGPACK,
@@ -133,8 +132,7 @@ class Handlers:
     async def get_mean(self, request: BaseRequest) -> Response:
         """Answer the mean of the UUID in the path, with its sum and count."""
         uuid = _text_in_path(request, require_uuid)
-        # Without `ask` where nothing waits: this is what is asked most, and a coroutine of its own would be 1% of it.
-        [tally] = await ask(self.store, self.store.get, [uuid]) if self.store.reads_block else self.store.get([uuid])
+        [tally] = self.store.get([uuid])
         if tally is None:
             raise UnknownUUID(f"no score was counted for the UUID {uuid}")
         etag = f'"{tally.sum}-{tally.count}"'
@@ -152,12 +150,7 @@ class Handlers:
     async def list_means(self, request: BaseRequest) -> Response:
         """Answer a page of means in the order of UUIDs, with a Link to the next one."""
         after, limit = decode_page(request.query)
-        if not self.store.ordered:
-            raise NotSupported(
-                "this store keeps no order of UUIDs, so it lists none: use `scoremean export`, or POST /means/query"
-                " for those that you know"
-            )
-        page = await ask(self.store, self.store.scan, after, limit)
+        page = self.store.scan(after, limit)
         response = respond([_mean(uuid, tally) for uuid, tally in page.tallies])
         if page.after is not None:
             response.headers["Link"] = f'</means?after={quote(page.after, safe="")}&limit={limit}>; rel="next"'
@@ -173,7 +166,7 @@ class Handlers:
 
     async def get_stats(self, _: BaseRequest) -> Response:
         """Answer what the store holds."""
-        return respond({"version": self.version, **msgspec.to_builtins(await ask(self.store, self.store.stats))})
+        return respond({"version": self.version, **msgspec.to_builtins(self.store.stats())})
 
     async def get_events(self, request: BaseRequest) -> Response:
         """Answer with what happens, as server-sent events, until the client goes or the service stops."""
@@ -184,8 +177,7 @@ class Handlers:
         from scoremean import metrics  # pylint: disable=import-outside-toplevel  # a service that nobody scrapes needs it not
 
         routes = [(route.method, route.path) for route in self.routes()]
-        stats = await ask(self.store, self.store.stats)
-        text = metrics.Metrics(self.store.counts, stats, routes, self.version).text()
+        text = metrics.Metrics(self.store.counts, self.store.stats(), routes, self.version).text()
         return Response(text, content_type=metrics.CONTENT_TYPE)
 
     async def get_page(self, request: BaseRequest) -> Response:

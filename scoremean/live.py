@@ -21,7 +21,7 @@ from scoremean.counts import COMMIT_DURATION, DISK_FREE_BYTES, NANOSECONDS, QUEU
 from scoremean.errors import ScoremeanError, TooManyStreams
 from scoremean.model import Stats
 from scoremean.overview import Reading
-from scoremean.store.base import Store, ask
+from scoremean.store.base import Store
 
 STREAMS_MAX = 64
 EVENT_SECONDS = 1.0
@@ -71,7 +71,7 @@ class Live:
         self._version = version
         self._range = score_min, score_max
         self._shown = Reading(score_min, score_max)
-        self._shown_at = (-1, -1)  # how many commits and scores there were when it was begun
+        self._shown_at = -1  # how many commits there were when it was begun
         self._reader: asyncio.Task[None] | None = None
         self._streams = 0
         self._loop = asyncio.get_running_loop()
@@ -82,9 +82,9 @@ class Live:
         if not self._closed.done():
             self._closed.set_result(None)
 
-    async def now(self) -> Now:
+    def now(self) -> Now:
         """Return what is so at this moment."""
-        total, stats = self._store.counts.total, await ask(self._store, self._store.stats)
+        total, stats = self._store.counts.total, self._store.stats()
         *durations, sum_nanoseconds = self._store.counts.totals(COMMIT_DURATION.start, COMMIT_DURATION.end)
         bounds = [bound / NANOSECONDS for bound in COMMIT_DURATION.bounds]
         return Now(
@@ -120,9 +120,8 @@ class Live:
         try:
             sent = None
             while not self._closed.done():
-                now = await self.now()
-                # The scores, since in a cluster others commit too.
-                if self._reader is None and (at := (now.commits, now.scores)) != self._shown_at:
+                now = self.now()
+                if self._reader is None and (at := now.commits) != self._shown_at:
                     self._reader = asyncio.ensure_future(self._read(at))
                     await asyncio.sleep(0)  # for its first slice, which is all of a small store
                 events = _event("now", now)
@@ -136,15 +135,15 @@ class Live:
         finally:
             self._streams -= 1
 
-    async def _read(self, at: tuple[int, int]) -> None:
-        """Read the whole store once, unless nobody watches any more; `at` is how many commits and scores there were."""
+    async def _read(self, at: int) -> None:
+        """Read the whole store once, unless nobody watches any more; `at` is how many commits there were."""
         reading, after, counted = Reading(*self._range), None, -1
         if not self._shown.complete:
             self._shown = reading
         try:
             while self._streams:
                 began = self._loop.time()
-                page = await ask(self._store, self._store.scan, after, SLICE_UUIDS)
+                page = self._store.scan(after, SLICE_UUIDS)
                 reading.add(page.tallies)
                 if page.after is None:
                     reading.end()

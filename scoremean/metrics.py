@@ -40,8 +40,6 @@ _STATS = {
     "store_size_bytes": ("store_size_bytes", "Size of the store."),
     "store_size_max_bytes": ("store_size_max_bytes", "Size that the store may grow to."),
 }
-# A store in a cluster tells nothing of disks, and may have no limit: a zero would set off alarms.
-_UNKNOWN_AT_ZERO = ("disk_free_bytes", "store_size_max_bytes")
 
 
 class Metrics:
@@ -71,13 +69,11 @@ class Metrics:
             yield CounterMetricFamily(f"scoremean_{name}", text, total(cell))
         yield self._requests()
         for name, (cell, text) in _GAUGES.items():
-            if (value := total(cell)) or name not in _UNKNOWN_AT_ZERO:
-                yield GaugeMetricFamily(f"scoremean_{name}", text, value)
+            yield GaugeMetricFamily(f"scoremean_{name}", text, total(cell))
         for name, (histogram, unit, text) in _HISTOGRAMS.items():
             yield self._histogram(f"scoremean_{name}", text, histogram, unit)
         for name, (member, text) in _STATS.items():
-            if (value := getattr(self._stats, member)) or name not in _UNKNOWN_AT_ZERO:
-                yield GaugeMetricFamily(f"scoremean_{name}", text, value)
+            yield GaugeMetricFamily(f"scoremean_{name}", text, getattr(self._stats, member))
         text = "Always 1; the versions are in the labels."
         build = GaugeMetricFamily("scoremean_build_info", text, labels=("version", "python"))
         build.add_metric((self._version, platform.python_version()), 1)

@@ -153,11 +153,10 @@ _ASSET_HEADERS = ("ETag", *ASSET_HEADERS)
 # What any request can be answered with, what one with a body can, one that reads and one that writes.
 _ALWAYS = (errors.MalformedRequest, errors.MisdirectedRequest, errors.ExpectationFailed, ScoremeanError)
 _BODY = (errors.RequestTimeout, errors.BodyTooLarge, errors.UnsupportedMediaType)
-_READ = (errors.Stopping, errors.StoreUnavailable, errors.StoreDamaged)
+_READ = (errors.Stopping, errors.StoreDamaged)
 _WRITE = (
     errors.QueueFull,
     errors.Stopping,
-    errors.StoreUnavailable,
     errors.OutcomeUnknown,
     errors.StoreFull,
     errors.StoreDamaged,
@@ -289,7 +288,6 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             errors.IdConflict,
             errors.IdVoided,
             errors.InvalidQuery,
-            errors.NotSupported,
         ),
     ),
     ("DELETE", "/scores/{id}"): Operation(
@@ -317,7 +315,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             ),
         ),
         answers={200: _answer("a page of means, all of one moment", _content(_array(_ref("Mean")), [_MEAN]), "Link")},
-        problems=(*_READ, errors.InvalidQuery, errors.NotSupported),
+        problems=(*_READ, errors.InvalidQuery),
     ),
     ("POST", "/means/query"): Operation(
         name="query_means",

@@ -33,7 +33,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """
 
     store: Annotated[
-        str, Meta(min_length=1), _about("the directory of the store, made if missing; or redis://host:port,... of a cluster")
+        str, Meta(min_length=1), _about("the directory of the store, made if missing")
     ] = "./scoremean-data"
     host: Annotated[str, _about("the address to listen on; any but loopback needs --token-file")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), _about("the TCP port to listen on; 0 picks a free one")] = 8080
@@ -52,12 +52,6 @@ class Settings(Struct, frozen=True, kw_only=True):
     store_size_max_gib: Annotated[
         int, Meta(ge=1, le=1 << 16), _about("the size in GiB that the store may grow to; costs nothing until used")
     ] = 64
-    wait_replicas: Annotated[
-        int, Meta(ge=0, le=5), _about("on a cluster, the replicas that must have a score before it is answered")
-    ] = 1
-    redis_timeout_seconds: Annotated[
-        int, Seconds, _about("seconds that a score is tried while its part of a cluster does not answer; past it 503")
-    ] = 5
     score_min: Annotated[int, ScoreRange, _about("the lowest score accepted")] = 0
     score_max: Annotated[int, ScoreRange, _about("the highest score accepted")] = 5
     id_retention_hours: Annotated[
@@ -106,20 +100,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def store_options(self) -> dict[str, int]:
         """What the store is opened with."""
-        options = {"id_retention_seconds": self.id_retention_hours * 3600}
-        if is_cluster(self.store):
-            return options | {"wait_replicas": self.wait_replicas, "timeout_seconds": self.redis_timeout_seconds}
-        return options | {"size_max_bytes": self.store_size_max_gib << 30}
+        return {"id_retention_seconds": self.id_retention_hours * 3600, "size_max_bytes": self.store_size_max_gib << 30}
 
     @property
     def exposed(self) -> bool:
         """Whether other machines can connect."""
         return not self.unix_socket and not is_loopback(self.host)
-
-
-def is_cluster(url: str) -> bool:
-    """Return whether this is the URL of a Redis Cluster, and not a directory."""
-    return url.startswith(("redis://", "rediss://"))
 
 
 def is_loopback(host: str) -> bool:

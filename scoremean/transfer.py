@@ -134,7 +134,6 @@ class Importer:
             ImportStopped: there are bad lines, and they are not to be skipped. With ids the whole file is looked through before
                 anything is counted, so nothing of it is, unless the store refuses an id. Without ids nothing is counted
                 unless the file has more than SUMMED_MAX_UUIDS UUIDs.
-            Unavailable: part of a cluster did not confirm some scores; with ids, the import can be run again.
             OSError: the file cannot be read.
         """
         with _opened(name) as raw:
@@ -308,7 +307,7 @@ class _Part:
 def export(store: Tallies, file: IO[bytes], kind: str) -> int:
     """Write every UUID with its sum, count and mean to `file`; return how many.
 
-    From an embedded store in order, and all as of one commit; from a cluster each as it is when it is read.
+    In order, and all as of one commit.
 
     Args:
         kind: `ndjson`, `csv`, or `parquet`, which needs the extra of that name.

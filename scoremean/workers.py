@@ -3,8 +3,7 @@
     worker   Service -> Writer -> RemoteStore ══ socketpair ══╗
     worker   Service -> Writer -> RemoteStore ══ socketpair ══╩═> parent: SharedStore -> Store
 
-A worker reads the store's files itself. Where the store is a cluster, it writes that itself, too, and the connection to the
-parent only tells it when that has ended. It gets all it needs at its start: its sockets by inheritance, everything else as JSON
+A worker reads the store's files itself. It gets all it needs at its start: its sockets by inheritance, everything else as JSON
 on standard input; and it says on standard output that it listens. It stops by SIGTERM, or when the connection to the parent
 ends, however that died. The parent starts another one for a worker that ends by itself.
 
@@ -34,7 +33,7 @@ from scoremean.counts import Counts
 from scoremean.errors import ScoremeanError
 from scoremean.logs import log_to_stderr
 from scoremean.notify import STOPPING, notify
-from scoremean.settings import Settings, is_cluster
+from scoremean.settings import Settings
 from scoremean.store import open_store
 from scoremean.store.base import Store
 from scoremean.store.remote import RemoteStore, SharedStore
@@ -196,17 +195,12 @@ async def _serve(start: Start) -> bool:
     """Be a worker: serve until SIGTERM, or until the parent is gone. Return whether it ended well."""
     settings = start.settings
     counts = Counts(settings.workers + 1, start.row, start.counts)
-    if is_cluster(settings.store):  # which any number of processes write
-        own = open_store(settings.store, counts=counts, **settings.store_options)
-    else:
-        own = open_store(settings.store, readonly=True)
-    remote = RemoteStore(own, counts)
+    remote = RemoteStore(open_store(settings.store, readonly=True), counts)
     await remote.connect(socket.socket(fileno=start.connection))
     remote.lost.add_done_callback(lambda _: signal.raise_signal(signal.SIGTERM))
     with remote:
         listening = [socket.socket(fileno=number) for number in start.listening]
-        store = own if is_cluster(settings.store) else remote
-        ended_well = await serve(settings, store, start.version, lambda url: print(url, flush=True), listening)
+        ended_well = await serve(settings, remote, start.version, lambda url: print(url, flush=True), listening)
     return ended_well and not remote.lost.done()
 
 

@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future as StoreFuture
-from functools import partial
 
 from scoremean.counts import QUEUE_SCORES
 from scoremean.errors import OutcomeUnknown, QueueFull, ScoremeanError, Stopping, StoreFull
@@ -47,7 +46,6 @@ class Writer:
         self._gathered_scores = 0
         self._committing_scores = 0
         self._committing_batches = 0
-        self._late = 0
         self._called = False
         self._stopping = False
         self._idle = asyncio.Event()
@@ -70,8 +68,8 @@ class Writer:
             Stopping: the Writer is closed, or a commit has failed.
         The future raises:
             RequestError: the store refused this change; nothing of it was counted.
-            StoreFull, NotSupported, Unavailable: nothing was counted.
-            OutcomeUnknown: the commit failed, or its part for this change was not confirmed.
+            StoreFull: nothing was counted.
+            OutcomeUnknown: the commit failed.
         """
         if not self.accepting:
             raise Stopping("the service is stopping; nothing was counted, send it again")
@@ -144,25 +142,15 @@ class Writer:
 
     def _rest(self) -> None:
         """Let `close` return, unless something is under way."""
-        if not self._committing_batches and not self._late:
+        if not self._committing_batches:
             self._idle.set()
 
-    def _resolve(self, waiting: Waiting, outcomes: Sequence[Outcome | ScoremeanError | StoreFuture[Outcome]]) -> None:
+    def _resolve(self, waiting: Waiting, outcomes: Sequence[Outcome | ScoremeanError]) -> None:
         """Give every request its outcome, unless its client went away."""
         for answer, outcome in zip(waiting, outcomes, strict=True):
             if answer.done():
                 continue
             if isinstance(outcome, ScoremeanError):
                 answer.set_exception(outcome)
-            elif isinstance(outcome, StoreFuture):
-                self._late += 1
-                outcome.add_done_callback(partial(self._loop.call_soon_threadsafe, self._answer_late, answer))
             else:
                 answer.set_result(outcome)
-
-    def _answer_late(self, answer: asyncio.Future[Outcome], done: StoreFuture[Outcome]) -> None:
-        """Hand an outcome that came later than the others of its commit to its request."""
-        self._late -= 1
-        self._resolve([answer], [done.result()])
-        if not self._gathering and not self._called:
-            self._rest()

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from scoremean.app import Service
 from scoremean.settings import Settings
 from scoremean.store.lmdb import LmdbStore
 from tests.support import assert_sound
+
+# A machine that others use is slow at times, and that is no fault of a test.
+hypothesis_settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("shared")
 
 
 @pytest.fixture(name="store")

@@ -57,7 +57,7 @@ class Server:
     """`scoremean serve` in a process of its own, on a free port. Started on entry, ended by force on exit.
 
     Args:
-        store: a directory, or the URL of a cluster.
+        store: its directory.
         small_journal: run it with SMALL_JOURNAL.
         program: what starts `scoremean`, up to the verb, such as a broken build; None for scoremean as it is.
 

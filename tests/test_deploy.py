@@ -1,4 +1,4 @@
-"""docs/deploy: the unit of systemd, the Dockerfile, completions, the man page, the dashboard and the alerts."""
+"""docs/deploy: the unit of systemd, the Dockerfile, the dashboard and the alerts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.request import Request
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from scoremean.notify import READY, notify
 from scoremean.settings import SETTINGS
@@ -152,135 +151,3 @@ def test_the_container_is_not_root_and_tells_its_health(tmp_path):
         server.terminate()
         server.wait()
         assert "Connection refused" in output(sys.executable, *probe, code=1)
-
-
-# -- completions and the man page
-
-BASH = """
-source "$0"
-COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
-function=$(complete -p scoremean | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
-"$function" scoremean "${COMP_WORDS[-1]}"
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-
-
-@pytest.mark.parametrize("shell", ["bash", "fish"])
-def test_a_shell_completes(shell, tmp_path):
-    """Commands, flags, choices and files, in the shell itself."""
-    require_program(shell, shell)
-    (tmp_path / "tokens").touch()
-
-    def complete(*words: str) -> set[str]:
-        if shell == "bash":
-            return set(output("bash", "-c", BASH, DEPLOY / "scoremean.bash", *words).split())
-        script = f"source {DEPLOY}/scoremean.fish; complete -C '{' '.join(words)}'"
-        return {line.partition("\t")[0] for line in output("fish", "--no-config", "-c", script).splitlines()}
-
-    assert complete("scoremean", "b") == {"backup", "bench"}
-    assert complete("scoremean", "serve", "--queue") == {"--queue-max-scores"}
-    assert {"ndjson", "csv", "parquet"} <= complete("scoremean", "export", "--format", "")
-    assert complete("scoremean", "serve", "--token-file", f"{tmp_path}/to") == {f"{tmp_path}/tokens"}
-
-
-def test_zsh_takes_its_completion():
-    """It has no errors, and zsh finds it for the command."""
-    require_program("zsh", "zsh")
-    output("zsh", "-n", DEPLOY / "_scoremean")
-    script = f"fpath=({DEPLOY} $fpath); autoload -U compinit; compinit -u -D; echo $_comps[scoremean]"
-    assert output("zsh", "-fc", script) == "_scoremean\n"
-
-
-def test_the_man_page_is_sound():
-    """It has no date, or it would be another page every day; else mandoc finds nothing."""
-    require_program("mandoc", "mandoc")
-    [warning] = output("mandoc", "-T", "lint", "-W", "warning", DEPLOY / "scoremean.1", code=2).splitlines()
-    assert "missing date" in warning
-
-
-# -- the dashboard and the alerts
-
-
-@pytest.fixture(name="metrics", scope="module")
-def fixture_metrics(tmp_path_factory) -> set[str]:
-    """The name of every metric that a service has."""
-    with Server(tmp_path_factory.mktemp("metrics")) as server:
-        fetch(f"{server.url}/livez")
-        families = text_string_to_metric_families(fetch(f"{server.url}/metrics").decode())
-        return {sample.name for family in families for sample in family.samples}
-
-
-def metrics_of(text: str) -> set[str]:
-    """Return the names of metrics in PromQL."""
-    return set(re.findall(r"\b(?:scoremean|process)_\w+", text))
-
-
-def expressions() -> list[str]:
-    """Return the PromQL of every panel, with what Grafana puts in for its variables."""
-    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
-    return [text.replace("$__rate_interval", "5m").replace("$instance", "a|b") for text in found]
-
-
-def test_the_dashboard_asks_for_metrics_that_are_there(metrics):
-    """And shows all of them but a few, which say what another one says."""
-    shown = set().union(*map(metrics_of, expressions()))
-    assert shown <= metrics
-    assert {re.sub("_(bucket|sum|count)$", "", name) for name in metrics - shown} <= {
-        *(re.sub("_(bucket|sum|count)$", "", name) for name in shown),
-        "process_virtual_memory_bytes",
-    }
-
-
-def test_the_dashboard_asks_in_promql(tmp_path):
-    """As promtool reads it, with nothing left to put in."""
-    require_program("promtool", "prometheus")
-    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions())]
-    (tmp_path / "rules.json").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
-    assert f"{len(rules)} rules found" in output("promtool", "check", "rules", tmp_path / "rules.json")
-    assert not [text for text in expressions() if "$" in text]
-
-
-def test_the_dashboard_is_tidy():
-    """No panel covers another one, and each says what it shows, in which unit; the source of data is a variable."""
-    cells: set[tuple[int, int]] = set()
-    for panel in GRAFANA["panels"]:
-        at = panel["gridPos"]
-        covered = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert not cells & covered and max(x for x, _ in covered) < 24, panel["title"]
-        cells |= covered
-    assert len(cells) == 24 * (1 + max(y for _, y in cells)), "there is a gap"
-    assert len({panel["id"] for panel in GRAFANA["panels"]}) == len(GRAFANA["panels"])
-    for panel in PANELS:
-        assert panel["description"].endswith(".") and panel["fieldConfig"]["defaults"]["unit"]
-        assert panel["datasource"]["uid"] == "${datasource}"
-        assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
-    assert [variable["name"] for variable in GRAFANA["templating"]["list"]] == ["datasource", "instance"]
-
-
-def test_the_alerts_ask_for_metrics_that_are_there(metrics):
-    """And name pages of the docs, and settings, that are there."""
-    text = (DEPLOY / "alerts.yml").read_text()
-    asked = set().union(*map(metrics_of, re.findall(r"expr: (.*)", text)))
-    assert asked and asked <= metrics
-    for page, heading in re.findall(r'docs/(\w+\.md)(?:, "(\w+)")?', text):
-        assert f"## {heading}" in (ROOT / "docs" / page).read_text()
-
-
-def test_the_configuration_in_the_docs_is_one(tmp_path):
-    """For Prometheus, with the alerts beside it."""
-    require_program("promtool", "prometheus")
-    [text] = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE | re.DOTALL)
-    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
-    (tmp_path / "scoremean-token").touch()
-    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus", str(tmp_path)))
-    assert "9 rules found" in output("promtool", "check", "config", tmp_path / "prometheus.yml")
-
-
-def test_each_alert_fires_when_it_should_and_not_else():
-    """Their own tests say when, and none is without one."""
-    require_program("promtool", "prometheus")
-    output("promtool", "check", "rules", DEPLOY / "alerts.yml")
-    output("promtool", "test", "rules", DEPLOY / "alerts_test.yml")
-    tests = (DEPLOY / "alerts_test.yml").read_text()
-    for alert in re.findall(r"alert: (\w+)", (DEPLOY / "alerts.yml").read_text()):
-        assert re.search(rf'alertname(: |="){alert}\b', tests), alert

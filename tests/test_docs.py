@@ -80,7 +80,7 @@ def test_the_table_of_bad_input_is_the_one_that_is_tested():
 
 
 def test_the_reference_is_the_help():
-    """The page of the command line, the man page and the completions. Made again by `python -m tests.reference`."""
+    """The page of the command line. Made again by `python -m tests.reference`."""
     for path, text in reference.pages().items():
         assert path.read_text() == text, path
 

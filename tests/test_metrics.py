@@ -172,12 +172,6 @@ def test_workers_count_together(tmp_path):
         asyncio.run(run(server))
 
 
-def test_what_a_cluster_does_not_tell_is_left_out():
-    """No alarm goes off for a disk without room, or a limit of nothing."""
-    text = Metrics(Counts(), Stats(1, 1, 1, 1, 0), [], "").text().decode()
-    assert "disk_free" not in text and "size_max" not in text and "scoremean_queue_scores 0.0" in text
-
-
 def test_a_process_of_which_nothing_is_known_is_left_out():
     """Of all the others everything is told: /proc may be hidden, or the process have just died."""
     own = Counts()
@@ -188,8 +182,6 @@ def test_a_process_of_which_nothing_is_known_is_left_out():
 
 def test_every_metric_is_documented():
     """With its type, and no more."""
-    own = Counts()
-    own.cells[counts.DISK_FREE_BYTES] = 1
-    text = Metrics(own, Stats(0, 0, 0, 0, 1), [], "").text().decode()
+    text = Metrics(Counts(), Stats(0, 0, 0, 0, 0), [], "").text().decode()
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE)

@@ -105,7 +105,7 @@ def test_the_binary_serves_where_there_is_no_python(shipped, workers):
 
 
 def test_the_binary_has_every_command(shipped):
-    """Also those that need a process of their own: check, backup, restore, bench."""
+    """Also those that need a process of their own: check, backup, restore."""
     program, directory = shipped
     store, copy = directory / "store", directory / "copy"
     lines = "".join(f'{{"UUID": "a1-b1", "score": {score}}}\n' for score in (5, 3, 4))
@@ -117,8 +117,6 @@ def test_the_binary_has_every_command(shipped):
     assert json.loads(run(*program, "check", "--store", store))["damages"] == []
     run(*program, "backup", "--store", store, "--output", copy)
     assert json.loads(run(*program, "restore", copy, "--store", directory / "restored"))["scores"] == 3
-    flags = ("--store", directory, "--duration-seconds", "0.1", "--uuids", "10", "--json")
-    assert len(json.loads(run(*program, "bench", *flags))["rows"]) == 4
     assert json.loads(run(*program, "openapi"))["openapi"]
     assert run(*program, "--version") == run(sys.executable, "-m", "scoremean", "--version")
 
@@ -149,7 +147,7 @@ def test_sdist_and_wheel_can_be_published(built):
 
 
 def test_the_wheel_serves(built, tmp_path):
-    """In an environment that has no other scoremean, with its page, types, completions and man page."""
+    """In an environment that has no other scoremean, with its page and types."""
     [wheel] = built.glob("*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path)
     python = tmp_path / "bin" / "python"
@@ -157,8 +155,6 @@ def test_the_wheel_serves(built, tmp_path):
     [site] = tmp_path.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
     assert (site / "scoremean" / "py.typed").exists()
-    for name in ("man/man1/scoremean.1", "bash-completion/completions/scoremean.bash", "zsh/site-functions/_scoremean"):
-        assert (tmp_path / "share" / name).exists()
     with Server(tmp_path / "store", "--workers", "2", program=[str(tmp_path / "bin" / "scoremean")]) as server:
         [worker, _] = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text("ascii").split()
         assert bytes(python) in Path(f"/proc/{worker}/cmdline").read_bytes()

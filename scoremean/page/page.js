@@ -244,9 +244,8 @@ function showTotals() {
   say($("scores"), whole.format(now.scores));
   say($("uuids"), whole.format(now.uuids));
   say($("store-size"), bytes(now.store_size_bytes));
-  // A cluster may have no limit, and tells nothing of its disks.
-  say($("store-size-max"), now.store_size_max_bytes ? `of ${bytes(now.store_size_max_bytes)}` : "");
-  say($("disk-free"), now.disk_free_bytes ? bytes(now.disk_free_bytes) : "–");
+  say($("store-size-max"), `of ${bytes(now.store_size_max_bytes)}`);
+  say($("disk-free"), bytes(now.disk_free_bytes));
   say($("version"), now.version);
 }
 

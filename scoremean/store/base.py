@@ -1,30 +1,24 @@
 """The Store protocol: where tallies live, and what every store promises.
 
-A promise stands here only if every store can keep it. So a batch is atomic per UUID, and no more; a store that can do more,
-such as a batch that is all or nothing, says so in its own class.
+A promise stands here only if every store can keep it.
 """
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 from scoremean.counts import Counts
-from scoremean.errors import NotSupported, RequestError, ScoremeanError, StoreFull, Unavailable
+from scoremean.errors import RequestError, ScoremeanError
 from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void, Voided
 
 # What a commit is made of, and what becomes of each: a Score or an Add gives a Tally (a Replay when its id was seen before), a
 # Void gives a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be
-# refused by what the store holds, with an error of the client's that counted nothing; in a store of several nodes also by one
-# of them alone, with an error of the service's.
+# refused by what the store holds, with an error of the client's that counted nothing.
 Change = Score | Add | Void | Forget | Batch
-Refusal = RequestError | NotSupported | StoreFull | Unavailable
-Outcome = Tally | Voided | Refusal | list[Tally | RequestError]
-
-_Result = TypeVar("_Result")
+Outcome = Tally | Voided | RequestError | list[Tally | RequestError]
 
 
 class Store(Protocol):
@@ -33,18 +27,14 @@ class Store(Protocol):
     Attributes:
         batches_max: the batches that a Writer has under way at once. 1 where each is a commit of its own; more where
             what comes in is gathered behind the store.
-        reads_block: whether reads wait for other machines, so that an event loop must leave them to a thread.
-        ordered: whether `scan` goes in the order of UUIDs by code point.
         counts: where it counts what it does, and whoever is in front of it too.
     """
 
     batches_max: int = 1
-    reads_block: bool = False
-    ordered: bool = True
     counts: Counts
 
     @abstractmethod
-    def submit(self, batch: Sequence[Change]) -> Future[list[Outcome | Future[Outcome]]]:
+    def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:
         """Start to count `batch` and return at once.
 
         The future resolves once every change is durable, to one outcome a change in the order of the batch, in which they see
@@ -58,12 +48,6 @@ class Store(Protocol):
             UnknownId: a Void of an id that no score carried, that has expired, or of a score of a forgotten UUID.
             UnknownUUID: a Forget of a UUID without a score.
             InvalidBatch: a Batch of which some scores would be refused, so that none was counted; `faults` lists them.
-
-        A store of several nodes goes on when one of them does not answer. What that one holds up is a Future of its outcome,
-        so that the others need not wait. And an outcome may be
-            OutcomeUnknown: it may be counted or not, and nothing else is affected; of a Batch, any of its scores.
-            Unavailable, StoreFull: of one node, so that this change alone counted nothing.
-            NotSupported: a Batch that is not `skip`, where the store cannot promise all or nothing.
 
         The future raises:
             StoreFull: nothing of the batch was counted, and the store goes on.
@@ -99,11 +83,6 @@ class Store(Protocol):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-async def ask(store: Store, read: Callable[..., _Result], *arguments: object) -> _Result:
-    """Return `read(*arguments)`, a read of `store`, in a thread if that waits for other machines."""
-    return await asyncio.to_thread(read, *arguments) if store.reads_block else read(*arguments)
 
 
 def is_failure(outcome: object) -> bool:

@@ -15,7 +15,6 @@ from tests.benchmarks import data, subjects
 from tests.benchmarks.load import Load, Wrk, commits, commits_killed, paced, watch
 from tests.benchmarks.run import Figure, Result, Run, ratio
 from tests.benchmarks.subjects import Database, Missing, Server
-from tests.cluster import Cluster
 
 # A server, and what to send to it in a round.
 _Loaded = tuple[Server, Callable[[int], Load]]
@@ -104,24 +103,6 @@ def peers(run: Run) -> Result:
         result.add(ratio(f"scoremean to {name}", values["scoremean"], values[name], at_least=goal))
         result.add(ratio(f"the no-op to {name}", values["no-op"], values[name]))
     result.notes += missing
-    return result
-
-
-def cluster(run: Run) -> Result:
-    """The same single posts to a front end on a Redis Cluster, `--store redis://...`, and to an embedded store; and an import.
-
-    The cluster is three primaries with a replica each, all six of them on this machine beside the front end and wrk: a post is
-    answered when a primary and its replica have it. The import has ids.
-    """
-    scale = run.scale
-    with Cluster(run.place() / "cluster") as nodes:
-        subjects.import_scores(nodes.url, run.once(".ndjson"), "--no-ids")
-        with run.scoremean() as embedded, subjects.scoremean(run.place(), nodes.url) as front_end:
-            values, result = _rates(run, {"on a cluster": (front_end, run.posts), "embedded": (embedded, run.posts)})
-        scores = run.drawn(".ndjson", scale.uuids, scale.million, 0)
-        took = subjects.import_scores(nodes.url, scores)
-    result.add(ratio("on a cluster to embedded", values["on a cluster"], values["embedded"], at_least=0.6))
-    result.add(Figure("import into a cluster", [scale.million / took], "scores/s", at_least=100_000))
     return result
 
 
@@ -303,7 +284,6 @@ ROWS = {
     "single": single,
     "single-256": single256,
     "peers": peers,
-    "cluster": cluster,
     "read": read,
     "watched": watched,
     "disk": disk,

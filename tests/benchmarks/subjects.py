@@ -115,7 +115,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def scoremean(work: Path, store: Path | str) -> AbstractContextManager[Server]:
-    """Serve a store: a directory, or the address of a cluster."""
+    """Serve the store in a directory."""
     command = [sys.executable, "-m", "scoremean", "serve", "--store", store, "--port", "0"]
     return running(command, work / "scoremean.log", URL, cwd=ROOT)
 

@@ -27,10 +27,8 @@ Short forms of all of them run with the tests. The figures here are of the long 
 
 NOT_COVERED = """## What is not covered
 
-- **A second machine for the embedded store.** It is in one process with one disk. There are no replicas, so when the disk is
-  lost, so is what was counted since the last backup. A [cluster](scale-out.md) has replicas.
-- **Networks between machines.** The cluster here is six processes on one machine: they are killed, frozen and cut off from each
-  other, and no partition is played. [What is promised](scale-out.md#what-is-promised) says what one would cost.
+- **A second machine.** The store is in one process with one disk. There are no replicas, so when the disk is
+  lost, so is what was counted since the last backup.
 - **Bytes that change at rest.** LMDB's pages have no checksums. A flipped bit in a page is found by `scoremean check` if it
   breaks the tree or an invariant, and not if it only makes one number another.
 - **Real power cuts on real hardware.** Power cuts are played on loop devices and on recorded writes, and everything runs on a
