@@ -13,6 +13,13 @@ CHILD_FLAG = "--child-module"
 CHILD_MODULES = ("scoremean.workers", "scoremean.operate")
 
 
+def hold_standard_descriptors() -> None:
+    """Open those of the descriptors 0 to 2 that are closed, on nothing: else the next file that is opened gets one of them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def frozen() -> bool:
     """Whether this is the binary: PyInstaller says so."""
     return getattr(sys, "frozen", False)

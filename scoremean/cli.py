@@ -30,13 +30,16 @@ from scoremean.operate import backup, check, check_file, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve
 from scoremean.store import open_store
 from scoremean.store.base import Store
-from scoremean.store.lmdb import DATA_FILE
+from scoremean.store.files import DATA_FILE
 from scoremean.transfer import Columns, Importer, export
 from scoremean.validation import ScoreDecoder
 
 OK, FAILED, USAGE, NOT_STARTED, DAMAGED = 0, 1, 2, 3, 4
 
 _DESCRIPTION = "Keeps the exact mean of every UUID's scores, durably, in one process."
+# What a store is opened with to be read.
+_READING = ("store", "store_size_max_gib")
+
 _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_SOME_NAME. Exit codes: 0 done, 1 failed, \
 2 usage, 3 could not start, 4 damage found."
 
@@ -63,11 +66,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"scoremean {_version()}")
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_verb(verbs, "serve", _serve, "answer HTTP until SIGTERM or SIGINT", SETTINGS)
-    get = _add_verb(verbs, "get", _get, "print the mean of a UUID, also while the store is served", ["store"])
+    get = _add_verb(verbs, "get", _get, "print the mean of a UUID, also while the store is served", _READING)
     get.add_argument("uuid", metavar="UUID", help="the UUID to look up")
-    _add_verb(verbs, "stats", _stats, "print what the store holds, also while it is served", ["store"])
+    _add_verb(verbs, "stats", _stats, "print what the store holds, also while it is served", _READING)
     _add_import(verbs)
-    export_verb = _add_verb(verbs, "export", _export, "write every UUID's sum, count and mean, also while served", ["store"])
+    export_verb = _add_verb(verbs, "export", _export, "write every UUID's sum, count and mean, also while served", _READING)
     export_verb.add_argument("--format", choices=("ndjson", "csv", "parquet"), default="ndjson", help="[ndjson]")
     export_verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
     _add_operate(verbs)
@@ -93,12 +96,12 @@ def _add_import(verbs) -> None:
 
 def _add_operate(verbs) -> None:
     text = "read all of a store, also while it is served, or of a backup, and print every damage found"
-    verb = _add_verb(verbs, "check", _check, text, ["store"])
+    verb = _add_verb(verbs, "check", _check, text, _READING)
     verb.add_argument("file", nargs="?", metavar="FILE", help="a backup to check, in place of a store")
     text = "write a copy of a store as of one commit, also while it is served, to a new file"
-    verb = _add_verb(verbs, "backup", _backup, text, ["store"])
+    verb = _add_verb(verbs, "backup", _backup, text, _READING)
     verb.add_argument("--output", metavar="FILE", default="-", help="where to; - is standard output [-]")
-    verb = _add_verb(verbs, "restore", _restore, "check a backup, and make a new store of it", ["store"])
+    verb = _add_verb(verbs, "restore", _restore, "check a backup, and make a new store of it", _READING)
     verb.add_argument("file", metavar="FILE", help="the backup; - is standard input")
 
 
@@ -313,7 +316,7 @@ def _progress(path: Path) -> Iterator[Callable[[int], None]]:
 
 
 def _reading(settings: Settings) -> Store:
-    return open_store(settings.store, readonly=True, **settings.store_options)
+    return open_store(settings.store, readonly=True, size_max_bytes=settings.store_size_max_gib << 30)
 
 
 def _version() -> str:

@@ -4,13 +4,19 @@ Format 1:
 
     table         key                    value
     means         the UUID, UTF-8        msgpack [sum, count]
-    ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, 1, sum, count, voided, epoch]: what was added, first answer
+    ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, 1, sum, count, voided, epoch]: what was added, first answer;
+                                         of a UUID that was erased, its BLAKE2b-128 in its place
                   0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs
     journal-0, -1 record number, 8 bytes msgpack [sum, count, [UUID, sum, count, UUID, ...], ids, n, [key, value, key, ...]]:
-                                         over all UUIDs, new tallies, how many ids are kept, new records of ids for ids-n
+                                         over all UUIDs, new tallies, how many ids are kept, new records of ids for ids-n;
+                                         and zero bytes that fill the page, where the value has one of its own
     meta          "format"               msgpack 1
     meta          "epoch"                msgpack integer: how many times a UUID was forgotten
     meta          "generation"           msgpack [n, since]: new ids go to the table ids-n, since that Unix time in seconds
+    meta          "range"                msgpack [score_min, score_max]: what the scores of this store are
+    meta          "erasing-", BLAKE2b    msgpack [epoch, UUID]: what is left to erase of a UUID; of ids alone if it is empty
+                  of a UUID
+    meta          "erased"               msgpack integer: up to this record, entries that said "in means" may have been erased
 
 What a UUID's tally is, the newest record of the journal that names it says, unless with a count of 0, and otherwise `means`;
 likewise for ids.
@@ -23,6 +29,7 @@ more than a short one; two ids of the same 128-bit hash are not to be expected b
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from hashlib import blake2b
 
@@ -41,6 +48,13 @@ FORMAT_KEY = b"format"
 IDS_TABLES = (b"ids-0", b"ids-1")
 GENERATION_KEY = b"generation"
 EPOCH_KEY = b"epoch"
+RANGE_KEY = b"range"
+ERASING_PREFIX = b"erasing-"
+ERASED_KEY = b"erased"
+
+# LMDB puts a value on pages of its own, behind their header, if two like it would not fit on one with their keys.
+_OWN_PAGE_BYTES = mmap.PAGESIZE - 16
+_OWN_PAGE_FROM_BYTES = _OWN_PAGE_BYTES // 2 - 18
 
 
 class IdRecord(Struct, frozen=True, gc=False):
@@ -48,10 +62,11 @@ class IdRecord(Struct, frozen=True, gc=False):
 
     A score adds `(score, 1)`, an imported tally more.
 
-    `epoch` is that of the UUID when the score was counted: 0 if it was never forgotten.
+    `epoch` is that of the UUID when the score was counted: 0 if it was never forgotten. `uuid` is `pack_id(UUID)` of one whose
+    text was erased.
     """
 
-    uuid: str
+    uuid: str | bytes
     added: Tally
     first: Tally
     epoch: int = 0
@@ -74,6 +89,18 @@ class Record(Struct, frozen=True, gc=False):
     ids: Mapping[bytes, bytes]
     kept: int
     ids_table: int
+
+    @property
+    def entries(self) -> int:
+        """How many tallies and ids it has."""
+        return len(self.tallies) + len(self.ids)
+
+
+class Erasing(Struct, frozen=True, gc=False):
+    """What is left to erase of a UUID, from before its `epoch`. `uuid` is empty once only records of ids may hold it."""
+
+    epoch: int
+    uuid: str
 
 
 class Generation(Struct, frozen=True, gc=False):
@@ -127,13 +154,18 @@ def pack_record(record: Record) -> bytes:
     ids: list[bytes] = []
     for item in record.ids.items():
         ids += item
-    return msgpack.packb((record.total.sum, record.total.count, tallies, record.kept, record.ids_table, ids))
+    parts = (record.total.sum, record.total.count, tallies, record.kept, record.ids_table, ids)
+    value = msgpack.packb(parts)
+    if _OWN_PAGE_FROM_BYTES < len(value) < _OWN_PAGE_BYTES - 3:
+        # LMDB writes the page as it finds it in memory, with what is left there of another one behind the value.
+        return msgpack.packb((*parts, bytes(_OWN_PAGE_BYTES - 3 - len(value))))
+    return value
 
 
 def unpack_record(value: bytes) -> Record:
     """Return the Record of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [total, count, list() as flat, kept, (0 | 1) as table, list() as ids] if _are(int, total, count, kept, table):
+        case [total, count, list() as flat, kept, (0 | 1) as table, list() as ids, *_] if _are(int, total, count, kept, table):
             uuids, sums, counts = flat[::3], flat[1::3], flat[2::3]
             types = set(map(type, uuids)) <= {str}, set(map(type, sums + counts)) <= {int}, set(map(type, ids)) <= {bytes}
             if all(types) and len(flat) % 3 == len(ids) % 2 == 0:
@@ -156,7 +188,7 @@ def pack_id_record(record: IdRecord) -> bytes:
 def unpack_id_record(value: bytes) -> IdRecord:
     """Return the IdRecord of a value. Raises StoreDamaged when the bytes are not one."""
     match _unpack(value):
-        case [str() as uuid, total, count, first_sum, first_count, bool() as voided, epoch] if _are(
+        case [(str() | bytes()) as uuid, total, count, first_sum, first_count, bool() as voided, epoch] if _are(
             int, total, count, first_sum, first_count, epoch
         ):
             return IdRecord(uuid, Tally(total, count), Tally(first_sum, first_count), epoch, voided)
@@ -176,9 +208,38 @@ def unpack_generation(value: bytes) -> Generation:
     raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a generation")
 
 
-def pack_forgotten(uuid: str) -> bytes:
-    """Return the key, in a table of ids, that says that `uuid` was forgotten: 17 bytes, so never that of an id."""
-    return b"\0" + pack_id(uuid)
+def pack_range(low: int, high: int) -> bytes:
+    """Return the bytes of the range of a store's scores."""
+    return msgpack.packb((low, high))
+
+
+def unpack_range(value: bytes) -> tuple[int, int]:
+    """Return `(score_min, score_max)` of a value. Raises StoreDamaged when the bytes are no range."""
+    match _unpack(value):
+        case [low, high] if _are(int, low, high) and low < high:
+            return low, high
+    raise StoreDamaged(f"the bytes {bytes(value).hex()} are not a range of scores")
+
+
+def pack_erasing(erasing: Erasing) -> bytes:
+    """Return the bytes of what is left to erase of a UUID."""
+    return msgpack.packb((erasing.epoch, erasing.uuid))
+
+
+def unpack_erasing(value: bytes) -> Erasing:
+    """Return what is left to erase of a UUID. Raises StoreDamaged when the bytes do not say it."""
+    match _unpack(value):
+        case [epoch, str() as uuid] if _are(int, epoch):
+            return Erasing(epoch, uuid)
+    raise StoreDamaged(f"the bytes {bytes(value).hex()} do not say what is to be erased")
+
+
+def pack_forgotten(uuid: str | bytes) -> bytes:
+    """Return the key, in a table of ids, that says that `uuid`, or the UUID with this `pack_id`, was forgotten.
+
+    It has 17 bytes, so it is never that of an id.
+    """
+    return b"\0" + (pack_id(uuid) if isinstance(uuid, str) else uuid)
 
 
 def is_forgotten_key(key: bytes) -> bool:

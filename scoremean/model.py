@@ -105,7 +105,11 @@ class Add(Struct, frozen=True, gc=False):
         require_uuid(self.uuid)
         if self.id is not None:
             require_id(self.id)
-        if not 1 <= self.tally.count <= COUNT_BOUND or abs(self.tally.sum) > self.tally.count * SCORE_BOUND:
+        total, count = self.tally.sum, self.tally.count
+        # A bool would be written as one, and is not what the store reads as an integer.
+        if total.__class__ is not int or count.__class__ is not int:
+            raise InvalidScore(f"a tally is two integers, not {self.tally}")
+        if not 1 <= count <= COUNT_BOUND or abs(total) > count * SCORE_BOUND:
             raise InvalidScore(f"{self.tally} is not the tally of 1 to {COUNT_BOUND} scores")
 
 

@@ -27,16 +27,9 @@ from msgspec import Struct
 from scoremean import children
 from scoremean.errors import NotWritten, ScoremeanError, StoreDamaged, StoreError, StoreForeign
 from scoremean.model import Stats
-from scoremean.store.lmdb import (
-    DATA_FILE,
-    DISK_RESERVE_BYTES,
-    LmdbStore,
-    copy_pages,
-    fsync_directory,
-    make_directory,
-    require_store,
-    summary,
-)
+from scoremean.store.check import summary
+from scoremean.store.files import DATA_FILE, copy_pages, fsync_directory, make_directory, require_store
+from scoremean.store.lmdb import DISK_RESERVE_BYTES, LmdbStore
 
 CHUNK_BYTES = 1 << 20
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -50,7 +51,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 4096
     workers: Annotated[int, Meta(ge=1, le=64), _about("processes that answer HTTP; past 1, one more owns the store")] = 1
     store_size_max_gib: Annotated[
-        int, Meta(ge=1, le=1 << 16), _about("the size in GiB that the store may grow to; costs nothing until used")
+        int,
+        Meta(ge=1, le=1 << 16),
+        _about("the size in GiB that the store may grow to; until used it takes only address space"),
     ] = 64
     score_min: Annotated[int, ScoreRange, _about("the lowest score accepted")] = 0
     score_max: Annotated[int, ScoreRange, _about("the highest score accepted")] = 5
@@ -81,6 +84,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 0
 
     def __post_init__(self) -> None:
+        require_directory(self.store)
         if self.exposed and not self.token_file:
             raise SettingError(
                 f"host {self.host!r} is not a loopback address, so whoever reaches it could post scores:"
@@ -100,12 +104,26 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def store_options(self) -> dict[str, int]:
         """What the store is opened with."""
-        return {"id_retention_seconds": self.id_retention_hours * 3600, "size_max_bytes": self.store_size_max_gib << 30}
+        return {
+            "id_retention_seconds": self.id_retention_hours * 3600,
+            "size_max_bytes": self.store_size_max_gib << 30,
+            "score_min": self.score_min,
+            "score_max": self.score_max,
+        }
 
     @property
     def exposed(self) -> bool:
         """Whether other machines can connect."""
         return not self.unix_socket and not is_loopback(self.host)
+
+
+def require_directory(store: str) -> None:
+    """Raise SettingError if `store` looks like a URL: a mistyped one would be made as a new, empty directory."""
+    if scheme := re.match("[A-Za-z][A-Za-z0-9+.-]+:", store):
+        raise SettingError(
+            f"the scheme {scheme[0]} of the store {store!r} is not known: a store is a directory, and one that is called so is"
+            f" ./{store}"
+        )
 
 
 def is_loopback(host: str) -> bool:

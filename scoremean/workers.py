@@ -34,13 +34,14 @@ from scoremean.errors import ScoremeanError
 from scoremean.logs import log_to_stderr
 from scoremean.notify import STOPPING, notify
 from scoremean.settings import Settings
-from scoremean.store import open_store
 from scoremean.store.base import Store
+from scoremean.store.lmdb import LmdbStore
 from scoremean.store.remote import RemoteStore, SharedStore
 
 QUICK_END_SECONDS = 1.0
 QUICK_ENDS_MAX = 5
 STOP_MARGIN_SECONDS = 10
+CATCH_UP_SECONDS = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -195,13 +196,23 @@ async def _serve(start: Start) -> bool:
     """Be a worker: serve until SIGTERM, or until the parent is gone. Return whether it ended well."""
     settings = start.settings
     counts = Counts(settings.workers + 1, start.row, start.counts)
-    remote = RemoteStore(open_store(settings.store, readonly=True), counts)
+    own = LmdbStore(settings.store, readonly=True, size_max_bytes=settings.store_size_max_gib << 30)
+    remote = RemoteStore(own, counts)
     await remote.connect(socket.socket(fileno=start.connection))
+    catching_up = asyncio.ensure_future(_catch_up(own))
     remote.lost.add_done_callback(lambda _: signal.raise_signal(signal.SIGTERM))
     with remote:
         listening = [socket.socket(fileno=number) for number in start.listening]
         ended_well = await serve(settings, remote, start.version, lambda url: print(url, flush=True), listening)
+        catching_up.cancel()
     return ended_well and not remote.lost.done()
+
+
+async def _catch_up(store: LmdbStore) -> None:
+    """Follow what the parent commits, in slices, so that no read has more to catch up with than came in CATCH_UP_SECONDS."""
+    with suppress(ScoremeanError):  # which the next read tells its client
+        while True:
+            await asyncio.sleep(CATCH_UP_SECONDS if store.catch_up() else 0)
 
 
 def main() -> int:

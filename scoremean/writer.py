@@ -51,6 +51,7 @@ class Writer:
         self._idle = asyncio.Event()
         self._idle.set()
         self.failed: asyncio.Future[BaseException] = self._loop.create_future()
+        store.failed.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._fail, [], done.result()))
 
     @property
     def accepting(self) -> bool:

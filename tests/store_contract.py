@@ -38,7 +38,7 @@ class StoreContract(ABC):
     """One method a promise."""
 
     @abstractmethod
-    def open(self, place: Path) -> Store:
+    def open(self, place: Path, **options: Any) -> Store:
         """Open the store at `place`, new or not."""
 
     @pytest.fixture(name="place")
@@ -137,7 +137,7 @@ class StoreContract(ABC):
         store.commit([Score("a", 5)])
         added = Add("a", Tally(7, 2), "id-1")
         assert store.commit([added, added, Add("b", Tally(1, 1))]) == [Tally(12, 3), Replay(12, 3), Tally(1, 1)]
-        assert plain(store.commit([Score("a", 7, "id-1")])[0]) is IdConflict
+        assert plain(store.commit([Score("a", 4, "id-1")])[0]) is IdConflict
         assert store.commit([Void("id-1")]) == [Voided("a", Tally(5, 1))]
         assert store.stats().scores == 2
 
@@ -177,11 +177,47 @@ class StoreContract(ABC):
         with pytest.raises(InvalidUUID):
             store.get([uuid])
 
-    def test_negative_and_large_scores_are_exact(self, store):
+    def test_negative_and_large_scores_are_exact(self, place):
         """Nothing is rounded."""
         batch = scores_of([("a", -1_000_000)] * 3 + [("b", 1_000_000)] * 3)
-        store.commit(batch)
-        assert store.get(["a", "b"]) == [Tally(-3_000_000, 3), Tally(3_000_000, 3)]
+        with self.open(place, score_min=-1_000_000, score_max=1_000_000) as store:
+            store.commit(batch)
+            assert store.get(["a", "b"]) == [Tally(-3_000_000, 3), Tally(3_000_000, 3)]
+            assert not store.check()
+
+    @pytest.mark.parametrize(
+        "change", [Score("a", 6), Score("a", -1, "id-1"), Add("a", Tally(11, 2)), Add("a", Tally(-1, 2), "id-1")], ids=str
+    )
+    def test_what_is_outside_of_the_range_is_refused(self, store, change):
+        """Alone; and what is counted beside it is."""
+        outcomes = store.commit([change, Score("b", 5)])
+        assert [plain(outcome) for outcome in outcomes] == [InvalidScore, Tally(5, 1)]
+        assert "outside of the range of this store, 0 to 5" in str(outcomes[0])
+        assert store.get(["a"]) == [None]
+
+    def test_a_batch_with_a_score_outside_of_the_range_is_refused(self, store):
+        """As a whole, with its place; with `skip` alone."""
+        batch = [Score("a", 1), Score("a", 6), Score("a", -1, "id-1")]
+        refused, outcomes = store.commit([Batch(batch), Batch(batch, skip=True)])
+        assert [fault.pointer for fault in refused.faults] == ["/1/score", "/2/score"]
+        assert [plain(outcome) for outcome in outcomes] == [Tally(1, 1), InvalidScore, InvalidScore]
+
+    @pytest.mark.parametrize("tally", [Tally(True, 1), Tally(1, True), Tally(1.0, 1), Tally("1", 1), Tally(1, None)], ids=repr)
+    def test_a_tally_is_two_integers(self, tally):
+        """And nothing that equals one: it would be written as what it is, and found to be damage."""
+        with pytest.raises(InvalidScore, match="a tally is two integers"):
+            Add("a", tally)
+
+    def test_a_store_keeps_its_range(self, place):
+        """Opened with another one it is refused, and with its own, or none, it goes on."""
+        with self.open(place, score_min=1, score_max=7) as store:
+            store.commit([Score("a", 7)])
+        for options in ({"score_min": 0, "score_max": 5}, {"score_max": 8}, {"score_min": 0}):
+            with pytest.raises(StoreError, match="holds scores from 1 to 7.*export the tallies and import them into a new store"):
+                self.open(place, **options)
+        for options in ({}, {"score_min": 1, "score_max": 7}, {"score_max": 7}):
+            with self.open(place, **options) as store:
+                assert plain(store.commit([Score("a", 8)])[0]) is InvalidScore
 
     def test_a_scan_goes_over_everything_once(self, store):
         """Page by page, whatever the limit."""

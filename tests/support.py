@@ -179,11 +179,9 @@ class Oracle:
 
     def _forget(self, uuid: str) -> Tally | type[RequestError]:
         tally = self.tally(uuid)
-        if tally is None:
-            return UnknownUUID
         self._forgotten |= {name for name, (score, _) in self._ids.items() if score.uuid == uuid}
-        del self._scores[uuid]
-        return tally
+        self._scores.pop(uuid, None)
+        return tally or UnknownUUID
 
     def post(self, score: Score) -> Tally:
         """Count `score` and return the tally of its UUID after it."""

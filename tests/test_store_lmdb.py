@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,9 +17,10 @@ import lmdb
 import pytest
 from hypothesis import settings
 
-from scoremean import codec, open_store
+from scoremean import children, codec, open_store
 from scoremean.errors import (
     IdVoided,
+    SettingError,
     StoreDamaged,
     StoreError,
     StoreForeign,
@@ -28,17 +31,17 @@ from scoremean.errors import (
     UnknownId,
 )
 from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
-from scoremean.store import journal
+from scoremean.store import files, journal
 from scoremean.store import lmdb as lmdb_module
-from scoremean.store.lmdb import DISK_RESERVE_BYTES, LmdbStore
+from scoremean.store.lmdb import DISK_RESERVE_BYTES, ID_RETENTION_SECONDS, LmdbStore
 from tests.store_contract import StoreContract, StoreMachine
 from tests.support import LONG, SMALL_JOURNAL, assert_sound, plain, scores_of
 
 class TestContract(StoreContract):
     """LmdbStore keeps what every store keeps."""
 
-    def open(self, place):
-        return open_store(place)
+    def open(self, place, **options):
+        return open_store(place, **options)
 
 
 class LmdbMachine(StoreMachine):
@@ -210,7 +213,7 @@ def test_a_start_that_the_system_refuses_says_what_to_do(tmp_path, monkeypatch, 
     def refuse(_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lmdb_module, "fsync_directory", refuse)
+    monkeypatch.setattr(files, "fsync_directory", refuse)
     with pytest.raises(StoreError, match=f"cannot open the store {tmp_path}/new: {message}"):
         LmdbStore(tmp_path / "new")
 
@@ -362,7 +365,7 @@ def test_a_store_is_checked_after_a_power_cut_and_not_after_a_kill(tmp_path, che
     assert not checks
     _killed_writer(tmp_path / "store")
     (tmp_path / "boot").write_text("another\n")
-    monkeypatch.setattr("scoremean.store.lmdb.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("scoremean.store.files.BOOT_ID", tmp_path / "boot")
     with LmdbStore(tmp_path / "store") as store:
         assert len(checks) == 1 and "checking it" in caplog.text
         assert store.get(["a"]) == [Tally(10, 2)]
@@ -378,7 +381,7 @@ def test_a_damaged_store_is_refused_until_it_is_restored(tmp_path, monkeypatch):
     _overwrite(tmp_path / "store", codec.JOURNAL_TABLES[0], b"\0" * 7 + b"\1", wrong)
     (tmp_path / "store" / "scoremean.lock").write_text(lock)
     (tmp_path / "boot").write_text("another\n")
-    monkeypatch.setattr("scoremean.store.lmdb.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("scoremean.store.files.BOOT_ID", tmp_path / "boot")
     for _ in range(2):
         with pytest.raises(StoreDamaged, match="is damaged: the tallies add up to .*; restore a backup"):
             LmdbStore(tmp_path / "store")
@@ -420,3 +423,183 @@ def test_a_disk_that_is_nearly_full_refuses_a_commit_and_is_forgiven(store, monk
         store.commit([Batch([Score("a", 5)] * 1000)])
     monkeypatch.undo()
     assert store.commit([Score("a", 5)]) == [Tally(10, 2)]
+
+
+# -- ids that expire, folds that go on
+
+DAY_SECONDS = 24 * 3600
+
+
+class Clock:
+    """The time, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("limits", [{"SHARDS": 64}, SMALL_JOURNAL], ids=["journal", "small journal"])
+@pytest.mark.parametrize("scores", [1, 10])
+def test_ids_expire_in_a_store_that_is_opened_for_one_commit_a_day(tmp_path, limits, scores):
+    """No id is kept for more than twice the retention and a day, and none for less than the retention."""
+    clock = Clock()
+    for day in range(61):
+        with patch.multiple(journal, **limits), LmdbStore(tmp_path, id_retention_seconds=7 * DAY_SECONDS, clock=clock) as store:
+            store.commit([Score("a", 5, f"id-{day}-{number}") for number in range(scores)])
+            first = 1 + scores * max(day - 7, 0)
+            assert store.commit([Score("a", 5, f"id-{max(day - 7, 0)}-0")]) == [Replay(5 * first, first)]
+            assert store.stats().ids <= scores * 15 + 1
+        clock.now += DAY_SECONDS
+    assert_sound(tmp_path)
+
+
+def test_ids_expire_and_folds_go_on_while_nobody_posts(tmp_path, monkeypatch):
+    """The store looks after itself."""
+    monkeypatch.setattr(lmdb_module, "TEND_SECONDS", 0.001)
+    clock = Clock()
+    with patch.multiple(journal, **SMALL_JOURNAL), LmdbStore(tmp_path, clock=clock) as store:
+        store.commit([Score(f"u{number}", 1, f"id-{number}") for number in range(4)])
+        for number in range(40):
+            store.commit([Score(f"u{number % 4}", 1, f"id-more-{number}")])
+        while store._journal.folding:  # pylint: disable=protected-access
+            os.sched_yield()
+        assert store.stats().ids == 44
+        for _ in range(2):
+            clock.now += ID_RETENTION_SECONDS
+            since = clock.now
+            while store._meta.generation.since_seconds < since:  # pylint: disable=protected-access
+                os.sched_yield()
+        assert store.stats().ids == 0
+        assert store.get(["u0"]) == [Tally(11, 11)]
+
+
+# -- no room
+
+
+def test_a_retry_needs_no_room(store, monkeypatch):
+    """It gets its first answer from a disk that is full, and only what would be counted is refused."""
+    scores = [Score("a", 5, "id-1"), Score("a", 3, "id-2")]
+    store.commit([*scores, Void("id-2")])
+    monkeypatch.setattr(lmdb_module, "free_bytes", lambda _: 0)
+    batches = [Batch([scores[0], scores[0]]), Batch([scores[0], Score("b", 1, "id-3")])]
+    outcomes = store.commit([scores[0], Score("b", 1), *batches, *scores[1:], Void("id-2")])
+    assert [plain(outcome) for outcome in outcomes] == [
+        Replay(5, 1),
+        StoreFull,
+        [Replay(5, 1)] * 2,
+        StoreFull,
+        IdVoided,
+        Voided("a", Tally(5, 1)),
+    ]
+    with pytest.raises(StoreFull, match="nothing was counted"):
+        store.commit([Score("b", 1)])
+    monkeypatch.undo()
+    assert store.commit([Score("b", 1)]) == [Tally(1, 1)]
+
+
+def test_a_retry_needs_no_room_in_a_store_that_is_full(tmp_path):
+    """Likewise where the store may not grow."""
+    with LmdbStore(tmp_path, size_max_bytes=1 << 18) as store:
+        first = Score("a", 5, "id-1")
+        store.commit([first])
+        with pytest.raises(StoreFull):
+            for number in itertools.count():
+                store.commit([Score(f"{number:0250}", 1)])
+        with pytest.raises(StoreFull):
+            store.commit([Score("x" * 256, 1)] * 2000)
+        assert store.commit([Score("y" * 250, 1, "id-2"), first])[1:] == [Replay(5, 1)]
+
+
+# -- what the surroundings do
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "scoremean.lock", ""])
+def test_a_store_that_is_removed_counts_nothing_any_more(tmp_path, name):
+    """What it would write is nowhere."""
+    store = LmdbStore(tmp_path / "store")
+    store.commit([Score("a", 1)])
+    if name:
+        (tmp_path / "store" / name).unlink()
+    else:
+        shutil.rmtree(tmp_path / "store")
+    with pytest.raises(StoreError, match="were removed while it was open"):
+        store.commit([Score("a", 1)])
+    with pytest.raises(StoreError, match="open it again"):
+        store.commit([Score("a", 1)])
+    store.close()
+
+
+def test_a_store_that_is_removed_is_found_while_nobody_posts(tmp_path, monkeypatch):
+    """Whoever serves it is told."""
+    monkeypatch.setattr(lmdb_module, "TEND_SECONDS", 0.001)
+    store = LmdbStore(tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    assert "were removed" in str(store.failed.result(timeout=60))
+    store.close()
+
+
+def test_a_child_of_a_fork_is_refused_and_the_parent_goes_on(store):
+    """In one sentence, for every use; the lock is the parent's alone."""
+    store.commit([Score("a", 5)])
+    code = []
+    child = os.fork()
+    if not child:
+        for use in (lambda: store.commit([Score("a", 1)]), lambda: store.get(["a"]), store.stats, store.check, store.close):
+            try:
+                use()
+                code.append("closed")
+            except StoreError as error:
+                code.append(str(error))
+        told = all("before this process was forked: open it in the child" in text for text in code[:4])
+        os._exit(0 if told and code[4] == "closed" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.commit([Score("a", 3)]) == [Tally(8, 2)]
+
+
+def test_no_file_becomes_standard_output(tmp_path):
+    """In a process that was started without the descriptors 0 to 2, whatever it prints goes nowhere, and not into the store."""
+    source = (
+        "import os, sys; os.closerange(0, 3); from scoremean import Score, open_store\n"
+        "with open_store(sys.argv[1]) as store:\n"
+        "    store.commit([Score('a', 5)])\n"
+        "    names = [os.readlink(f'/proc/self/fd/{number}') for number in range(3)]\n"
+        "    os.write(1, b'x' * 10000); os.write(2, b'x' * 10000)\n"
+        "sys.exit(names != ['/dev/null'] * 3)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=False).returncode == 0
+    assert_sound(tmp_path)
+
+
+@pytest.mark.parametrize("verb", [["get", "a"], ["stats"], ["export"], ["check"], ["backup", "--output", "copy"]])
+def test_a_reader_needs_no_more_address_space_than_there_is(tmp_path, verb):
+    """The writer may have 64 GiB of it, and the next process less."""
+    with LmdbStore(tmp_path / "store") as store:
+        store.commit([Score("a", 5)])
+    command = [sys.executable, "-m", "scoremean", *verb, "--store", str(tmp_path / "store"), "--store-size-max-gib", "1"]
+    limited = ["sh", "-c", 'cd "$0" && ulimit -v 4000000 && exec "$@"', str(tmp_path)]
+    done = subprocess.run([*limited, *command], capture_output=True, text=True, check=False, env=children.environment())
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_writer_without_address_space_names_the_flag(tmp_path):
+    """And makes the store with less."""
+    command = [sys.executable, "-m", "scoremean", "import", "/dev/null", "--store", str(tmp_path)]
+    limited = ["sh", "-c", 'ulimit -v 4000000 && exec "$@"', "sh"]
+    done = subprocess.run([*limited, *command], capture_output=True, text=True, check=False, env=children.environment())
+    assert done.returncode == 3
+    assert "the address space of the process is limited: give --store-size-max-gib a smaller number" in done.stderr
+    small = subprocess.run([*limited, *command, "--store-size-max-gib", "1"], check=False, env=children.environment())
+    assert small.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["REDIS://host", "postgres:/x", "unix://", "postgresql:x", "s3://a/store", "file:///tmp/x"])
+def test_a_scheme_is_no_directory(name, tmp_path, monkeypatch):
+    """A mistyped one would be made as a new, empty store; a directory of that name can still be told."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match=f"the scheme {name.partition(':')[0]}: of the store"):
+        open_store(name)
+    assert not os.listdir(tmp_path)
+    with open_store(f"./{name}") as store:
+        assert store.stats().scores == 0

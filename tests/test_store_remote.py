@@ -73,14 +73,14 @@ async def turns() -> None:
 class TestContract(StoreContract):
     """RemoteStore keeps what every store keeps, from threads that are not its loop's."""
 
-    def open(self, place):
+    def open(self, place, **options):
+        # In one process a store cannot be opened twice, so it reads through the store that writes.
+        owned = LmdbStore(place, **options)
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
 
         async def connect() -> _Remote:
-            # In one process a store cannot be opened twice, so it reads through the store that writes.
-            owned = LmdbStore(place)
             return await linked(SharedStore(owned), _Remote(owned, Counts()))
 
         store = asyncio.run_coroutine_threadsafe(connect(), loop).result()

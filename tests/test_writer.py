@@ -25,6 +25,7 @@ class HeldStore(Store):
         self.broken: Exception | None = None
         self.refuse: IdConflict | None = None
         self.counts = Counts()
+        self.failed = Future()
 
     def submit(self, batch):
         if self.broken:

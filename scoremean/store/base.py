@@ -11,14 +11,15 @@ from concurrent.futures import Future
 from typing import Protocol, Self
 
 from scoremean.counts import Counts
-from scoremean.errors import RequestError, ScoremeanError
+from scoremean.errors import RequestError, ScoremeanError, StoreFull
 from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void, Voided
 
 # What a commit is made of, and what becomes of each: a Score or an Add gives a Tally (a Replay when its id was seen before), a
 # Void gives a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be
-# refused by what the store holds, with an error of the client's that counted nothing.
+# refused by what the store holds, with an error of the client's that counted nothing; or by a StoreFull, where others of the
+# commit needed no room.
 Change = Score | Add | Void | Forget | Batch
-Outcome = Tally | Voided | RequestError | list[Tally | RequestError]
+Outcome = Tally | Voided | RequestError | StoreFull | list[Tally | RequestError]
 
 
 class Store(Protocol):
@@ -28,10 +29,12 @@ class Store(Protocol):
         batches_max: the batches that a Writer has under way at once. 1 where each is a commit of its own; more where
             what comes in is gathered behind the store.
         counts: where it counts what it does, and whoever is in front of it too.
+        failed: resolves, to the error, when the store finds by itself that nothing can be counted any more.
     """
 
     batches_max: int = 1
     counts: Counts
+    failed: Future[BaseException]
 
     @abstractmethod
     def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:
@@ -47,6 +50,7 @@ class Store(Protocol):
             IdVoided: the score with this id was voided.
             UnknownId: a Void of an id that no score carried, that has expired, or of a score of a forgotten UUID.
             UnknownUUID: a Forget of a UUID without a score.
+            InvalidScore: the score or tally is outside of the range of the store.
             InvalidBatch: a Batch of which some scores would be refused, so that none was counted; `faults` lists them.
 
         The future raises:

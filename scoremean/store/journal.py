@@ -51,18 +51,21 @@ class Journal:
 
     Args:
         tables: the two journal tables.
+        meta: the table `meta`.
         means: the table that tallies are folded into.
         ids: the two tables of ids.
     """
 
-    def __init__(self, tables: Sequence[object], means: object, ids: Sequence[object]):
+    def __init__(self, tables: Sequence[object], meta: object, means: object, ids: Sequence[object]):
         self._newer, self._older = (_Part(table) for table in tables)
+        self._meta = meta
         self._means = means
         self._ids = ids
         self._slices: Iterator[list[str] | list[bytes]] | None = None
         self._dead: list[dict] = []
         self._appended: _Appended | None = None
         self._emptied = False
+        self._erased = 0
 
     @property
     def total(self) -> Tally:
@@ -78,6 +81,11 @@ class Journal:
     def entries(self) -> int:
         """The tallies and ids in its records, folded or not."""
         return self._newer.entries + self._older.entries
+
+    @property
+    def last(self) -> int:
+        """The number of the newest record; 0 if there is none."""
+        return self._newer.last
 
     @property
     def folding(self) -> bool:
@@ -104,16 +112,58 @@ class Journal:
             every |= shard
         return {uuid: tally for uuid, tally in every.items() if tally.count}
 
-    def read(self, txn: lmdb.Transaction) -> None:
+    def read(self, txn: lmdb.Transaction, entries_max: int | None = None) -> bool:
         """Read the records that `txn` sees and that were not read before, and let go of those that were dropped since.
+
+        Args:
+            txn: a read transaction.
+            entries_max: read no more, roughly, and leave the rest for the next time.
+
+        Returns whether that is all; until then what the Journal says is of no moment.
 
         Raises:
             StoreDamaged: a record is none.
         """
         parts = (self._newer, self._older)
+        if (erased := codec.unpack_number(txn.get(codec.ERASED_KEY, b"\0", self._meta))) > self._erased:
+            if self.last < erased:  # it did not read what was erased, and goes by older entries
+                for part in parts:
+                    part.clear()
+            self._erased = erased
+        left = entries_max
         for part in parts:
-            part.read(txn)
+            left = part.read(txn, left)
         self._newer, self._older = sorted(parts, key=lambda part: part.last, reverse=True)
+        return left is None or left > 0
+
+    def records(self, txn: lmdb.Transaction, after: int, end: int, entries_max: int) -> list[tuple[int, object, Record]]:
+        """Return the records from behind number `after` to `end`, each with its number and table, oldest first.
+
+        Only so many that they have about `entries_max` entries; none if there are no more.
+        """
+        found: list[tuple[int, object, Record]] = []
+        for part in (self._older, self._newer):
+            with txn.cursor(part.table) as cursor:
+                for key, value in cursor if cursor.set_range(codec.pack_record_number(after + 1)) else ():
+                    if (number := codec.unpack_record_number(key)) > end or entries_max <= 0:
+                        return found
+                    found.append((number, part.table, record := codec.unpack_record(value)))
+                    entries_max -= record.entries + 1
+        return found
+
+    def rewrite(self, txn: lmdb.Transaction, number: int, table: object, old: Record, new: Record) -> None:
+        """Put `new`, with less in it or other ids, into the place of the record `old`."""
+        key = codec.pack_record_number(number)
+        # Not over the old one, of which LMDB would leave the rest behind a shorter value.
+        txn.delete(key, db=table)
+        txn.put(key, codec.pack_record(new), db=table)
+        if any(not old.tallies[uuid].count for uuid in old.tallies.keys() - new.tallies.keys()):
+            txn.put(codec.ERASED_KEY, codec.pack_number(number), db=self._meta)
+        for id_key, value in new.ids.items():
+            for part in (self._newer, self._older):  # a fold would write the old one
+                ids = part.ids[hash(id_key) % SHARDS]
+                if ids.get(id_key) == old.ids[id_key]:
+                    ids[id_key] = value
 
     def has_room(self, entries: int) -> bool:
         """Return whether a batch of so many tallies and ids should go to the journal, or rather in place."""
@@ -209,17 +259,22 @@ class _Part:
         """Take over a record."""
         _spread(record.tallies, self.tallies)
         _spread(record.ids, self.ids)
-        self.entries += len(record.tallies) + len(record.ids)
+        self.entries += record.entries
         self.last, self.record = number, record
 
-    def read(self, txn: lmdb.Transaction) -> None:
-        """Read the records that are new, after letting go of all others if they are gone."""
+    def read(self, txn: lmdb.Transaction, entries_max: int | None) -> int | None:
+        """Read the records that are new, after letting go of all others if they are gone. Return how many entries are left."""
         with txn.cursor(self.table) as cursor:
             if not cursor.first() or codec.unpack_record_number(cursor.key()) > self.last:
                 self.clear()
             if cursor.set_range(codec.pack_record_number(self.last + 1)):
                 for key, value in cursor:
-                    self.add(codec.unpack_record_number(key), codec.unpack_record(value))
+                    if entries_max is not None and entries_max <= 0:
+                        break
+                    self.add(codec.unpack_record_number(key), record := codec.unpack_record(value))
+                    if entries_max is not None:
+                        entries_max -= record.entries + 1
+        return entries_max
 
     def drop(self, txn: lmdb.Transaction) -> bool:
         """Delete the oldest records, a slice of them. Return whether that was the last.

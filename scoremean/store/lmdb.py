@@ -16,109 +16,63 @@ process that stops while it reads pins the pages it saw, so the file grows until
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import itertools
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
-from typing import NamedTuple
+from threading import Event, Lock, Thread
 
 import lmdb
-from msgspec.structs import replace
 
-from scoremean import codec
-from scoremean.codec import Generation, IdRecord, Record
-from scoremean.counts import (
-    COMMIT_DURATION,
-    COMMIT_SCORES,
-    DISK_FREE_BYTES,
-    FOLD_DURATION,
-    JOURNAL_ENTRIES,
-    REPLAYS,
-    SCORES,
-    VOIDS,
-    Counts,
-)
-from scoremean.errors import (
-    Fault,
-    IdConflict,
-    IdVoided,
-    InvalidBatch,
-    InvalidScore,
-    RequestError,
-    StoreDamaged,
-    StoreError,
-    StoreForeign,
-    StoreFull,
-    StoreInUse,
-    StoreMissing,
-    Stopping,
-    UnknownId,
-    UnknownUUID,
-)
-from scoremean.model import (
-    SCORE_BOUND,
-    Add,
-    Batch,
-    Forget,
-    Page,
-    Replay,
-    Score,
-    Stats,
-    Tally,
-    Void,
-    Voided,
-    require_uuid,
-)
+from scoremean import children, codec
+from scoremean.codec import Generation
+from scoremean.counts import COMMIT_DURATION, COMMIT_SCORES, DISK_FREE_BYTES, FOLD_DURATION, JOURNAL_ENTRIES, Counts
+from scoremean.errors import StoreDamaged, StoreError, StoreForeign, StoreFull, Stopping
+from scoremean.model import Page, Stats, Tally, require_uuid
 from scoremean.store.base import Change, Outcome, Store
-from scoremean.store.journal import IN_MEANS, Journal
+from scoremean.store.check import Check, summary
+from scoremean.store.commit import Commit, Meta, scores_in
+from scoremean.store.erasure import Erasure, Tables
+from scoremean.store.files import (
+    DATA_FILE,
+    WriterLock,
+    free_bytes,
+    make_data_file,
+    make_directory,
+    open_environment,
+    refusal,
+    require_store,
+)
+from scoremean.store.journal import Journal
 
 SIZE_MAX_BYTES = 64 << 30
+SCORE_RANGE = (0, 5)
 ID_RETENTION_SECONDS = 168 * 3600
 GIVE_WAY_MAX_SECONDS = 0.0005
+
+# How often the writer looks whether its files are there still and anything is due; how soon it goes on with what is; and for
+# how long a close does, so that ids expire in a store that is never open for long.
+TEND_SECONDS, TEND_AGAIN_SECONDS, CLOSE_TEND_SECONDS = 1.0, 0.01, 10.0
+# A reader that is not asked reads so many entries of the journal at a time.
+CATCH_UP_ENTRIES = 2000
 
 # The disk must have this much room before a commit: what a fold and the store's own pages may take, and for each score a page
 # of its own and one that is split off it.
 DISK_RESERVE_BYTES = 16 << 20
 SCORE_RESERVE_BYTES = 8 << 10
 
-DATA_FILE = "data.mdb"
-LOCK_FILE = "scoremean.lock"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-_HINTS = {
-    errno.EACCES: "run scoremean as the user who owns it, or give --store another directory",
-    errno.EROFS: "give --store a directory on a disk that can be written",
-    errno.ENOSPC: "make room on its disk, or give --store a directory on another one",
-}
-
 _log = logging.getLogger(__name__)
 
-
-class _Tables(NamedTuple):
-    """The handles of all tables; those of ids and of the journal are two each."""
-
-    meta: object
-    means: object
-    ids: Sequence[object]
-    journals: Sequence[object]
+_open_stores: weakref.WeakSet[LmdbStore] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [store.after_fork() for store in _open_stores])
 
 
-class _Meta(NamedTuple):
-    """What changes in the table meta, and how many ids are kept, as of the last commit: so that a commit need not read it."""
-
-    generation: Generation
-    epoch: int
-    kept: int
-
-
-class LmdbStore(Store):
+class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each is a part that it is made of
     """A Store in a directory of its own, for one writing process and any number of reading ones.
 
     Beyond what every Store promises: a batch is all or nothing, and `scan` goes in the order of UUIDs by code point.
@@ -127,7 +81,9 @@ class LmdbStore(Store):
         path: the directory. When writing, it is created if it is missing.
         size_max_bytes: the size that the store may grow to. It costs address space, neither memory nor disk.
         readonly: read what another process writes; `submit` is refused.
-        id_retention_seconds: ids are kept at least this long, and about twice as long at most while scores come in.
+        id_retention_seconds: ids are kept at least this long, and about twice as long at most.
+        score_min, score_max: the range of the scores, which a new store keeps (default: 0 to 5). Scores and tallies outside it
+            are refused. A store that is there is opened with the range that it keeps, or none is named.
         clock: the Unix time in seconds, by which ids expire.
         counts: where to count what it does; None for counts of its own.
 
@@ -136,74 +92,107 @@ class LmdbStore(Store):
         StoreInUse: another process, or this one, has the store open for writing.
         StoreForeign: `path` holds something else, or a newer format.
         StoreDamaged: the store was not closed before a power cut or after a failed commit, and `check` finds damage.
-        StoreError: the operating system refuses the directory; the message says why.
+        StoreError: the store keeps another range; or the operating system refuses the directory; the message says why.
     """
 
-    def __init__(
+    def __init__(  # pylint: disable=too-many-arguments  # each is a choice of the user's
         self,
         path: str | os.PathLike[str],
         *,
         size_max_bytes: int = SIZE_MAX_BYTES,
         readonly: bool = False,
         id_retention_seconds: int = ID_RETENTION_SECONDS,
+        score_min: int | None = None,
+        score_max: int | None = None,
         clock: Callable[[], float] = time.time,
         counts: Counts | None = None,
     ):
         self.path = Path(path)
         self.counts = counts or Counts()
+        self.failed: Future[BaseException] = Future()
         self._id_retention_seconds = id_retention_seconds
         self._clock = clock
-        self._closed = self._failed = False
-        self._lock: _WriterLock | None = None
+        self._closed = self._failed = self._forked = False
+        self._caught_up = True
+        self._commits = self._commits_tended = 0
+        self._lock: WriterLock | None = None
         try:
+            children.hold_standard_descriptors()
             if readonly:
                 require_store(self.path)
             else:
                 make_directory(self.path)
-                self._lock = _WriterLock(self.path)
+                self._lock = WriterLock(self.path)
                 if not (self.path / DATA_FILE).exists():
-                    _make_data_file(self.path, size_max_bytes)
+                    make_data_file(self.path, size_max_bytes)
                 elif not (self.path / DATA_FILE).stat().st_size:
                     # LMDB would take it for a new one, and scoremean never leaves one.
                     raise StoreDamaged(f"{self.path / DATA_FILE} is empty: it was cut off; restore a backup")
-            self._env = _open_environment(self.path, 0 if readonly else size_max_bytes, readonly)
+                self._lock.watch(self.path / DATA_FILE)
+            self._env = open_environment(self.path, size_max_bytes, readonly)
         except OSError as error:
             self._unlock()
-            raise _refusal("open", self.path, error.strerror, error.errno) from error
+            raise refusal("open", self.path, error.strerror, error.errno) from error
         except Exception:
             self._unlock()
             raise
         self._writer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoremean-store")
         self._reading = Lock()
+        self._closing = Event()
+        self._tender = Thread(target=self._tend, name="scoremean-tender", daemon=True)
         try:
-            self._tables = self._writer_thread.submit(self._open_tables).result()
-            self._journal = Journal(self._tables.journals, self._tables.means, self._tables.ids)
-            with self._env.begin(db=self._tables.meta) as txn:
-                self._journal.read(txn)
-                self._meta = _Meta(
-                    codec.unpack_generation(txn.get(codec.GENERATION_KEY, b"")),
-                    codec.unpack_number(txn.get(codec.EPOCH_KEY, b"")),
-                    self._journal.kept,
-                )
-            if self._lock is not None:
-                self.counts.cells[DISK_FREE_BYTES] = _free_bytes(self._lock.descriptor)
-                self.counts.cells[JOURNAL_ENTRIES] = self._journal.entries
-                if self._lock.in_doubt:
-                    self._require_sound()
-                    self._lock.trust()
+            self._read_state(score_min, score_max)
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             self.close()
             raise StoreDamaged(f"the store {self.path} is damaged: {error}; restore a backup") from error
         except Exception:
             self.close()
             raise
+        _open_stores.add(self)
+        if self._lock is not None:
+            self._tender.start()
+
+    def _read_state(self, score_min: int | None, score_max: int | None) -> None:
+        """Read the journal and the table meta, and check a store in doubt."""
+        low, high = SCORE_RANGE
+        new = low if score_min is None else score_min, high if score_max is None else score_max
+        self._tables = self._writer_thread.submit(self._open_tables, new).result()
+        self._journal = Journal(self._tables.journals, self._tables.meta, self._tables.means, self._tables.ids)
+        self._erasure = Erasure(self.path / DATA_FILE, self._tables, self._journal, time.monotonic)
+        with self._env.begin(db=self._tables.meta) as txn:
+            self._journal.read(txn)
+            self._erasure.load(txn)
+            self._meta = Meta(
+                codec.unpack_generation(txn.get(codec.GENERATION_KEY, b"")),
+                codec.unpack_number(txn.get(codec.EPOCH_KEY, b"")),
+                self._journal.kept,
+            )
+            kept = txn.get(codec.RANGE_KEY)
+        if self._lock is not None:
+            self.counts.cells[DISK_FREE_BYTES] = free_bytes(self._lock.descriptor)
+            self.counts.cells[JOURNAL_ENTRIES] = self._journal.entries
+            if self._lock.in_doubt:
+                self._require_sound()
+                self._lock.trust()
+        self._bounds = codec.unpack_range(kept) if kept else SCORE_RANGE
+        self._require_range(score_min, score_max)
+
+    def _require_range(self, score_min: int | None, score_max: int | None) -> None:
+        """Raise StoreError if the store is to be opened with another range than the one that it keeps."""
+        low, high = self._bounds
+        wanted = low if score_min is None else score_min, high if score_max is None else score_max
+        if wanted != self._bounds:
+            raise StoreError(
+                f"the store {self.path} holds scores from {low} to {high}, and was opened for scores from {wanted[0]} to"
+                f" {wanted[1]}: give --score-min {low} --score-max {high}. To change the range for good, export the tallies and"
+                " import them into a new store that has the new range: scoremean export, scoremean import --tallies"
+            )
 
     def submit(self, batch: Sequence[Change]) -> Future[list[Outcome]]:
         """Start to count `batch`, all or nothing; see Store.submit."""
         if self._lock is None:
             raise StoreError(f"the store {self.path} is open for reading only")
-        if self._closed:
-            raise StoreError(f"the store {self.path} is closed")
+        self._require_open()
         if self._failed:
             raise StoreError(f"a commit to the store {self.path} has failed; open it again")
         counted = Lock()  # taken until then; a bare lock, since an Event costs several times as much
@@ -256,7 +245,7 @@ class LmdbStore(Store):
         with self._reading:
             txn = self._begin()
         with txn:
-            return list(_Check(txn, self._tables).damages())
+            return list(Check(txn, self._tables).damages())
 
     def copy_to(self, descriptor: int) -> None:
         """Write all of the store, as of the last commit, to `descriptor`: a whole DATA_FILE, without free pages.
@@ -266,21 +255,50 @@ class LmdbStore(Store):
         Raises:
             StoreDamaged: LMDB finds its pages damaged. It trusts them, so worse damage may end the process by a signal.
         """
-        if self._closed:
-            raise StoreError(f"the store {self.path} is closed")
+        self._require_open()
         try:
             self._env.copyfd(descriptor, compact=True)
         except lmdb.Error as error:
             raise StoreDamaged(f"the store {self.path} cannot be copied: {error}") from error
 
+    def catch_up(self) -> bool:
+        """Read on in the journal of a store that another process writes, a slice of it. Return whether that was all.
+
+        Whoever reads seldom does this in between, or a read takes as long as all that was counted since the last one.
+        """
+        with self._reading, self._begin(CATCH_UP_ENTRIES):
+            return self._caught_up
+
     def close(self) -> None:
-        """Wait for the batches under way, then let go of the directory."""
+        """Wait for the batches under way, and for ids that are late to expire; then let go of the directory."""
         if self._closed:
             return
         self._closed = True
+        _open_stores.discard(self)
+        if self._forked:  # everything is the parent's
+            return
+        self._closing.set()
+        if self._tender.is_alive():
+            self._tender.join()
+            ends = time.monotonic() + CLOSE_TEND_SECONDS
+            while self._is_late() and time.monotonic() < ends and self._writer_thread.submit(self._commit_what_is_due).result():
+                pass
         self._writer_thread.shutdown(wait=True)
         self._env.close()
         self._unlock()
+
+    def after_fork(self) -> None:
+        """Be of no use in the child of a fork: the threads are the parent's, and so is the lock, which must end with it."""
+        self._forked = True
+        self._reading = Lock()  # which another thread of the parent may have held
+        if self._lock is not None:
+            self._lock.abandon()
+
+    def _require_open(self) -> None:
+        if self._forked:
+            raise StoreError(f"the store {self.path} was opened before this process was forked: open it in the child")
+        if self._closed:
+            raise StoreError(f"the store {self.path} is closed")
 
     @contextmanager
     def _snapshot(self) -> Iterator[lmdb.Transaction]:
@@ -288,10 +306,10 @@ class LmdbStore(Store):
         with self._reading, self._begin() as txn:
             yield txn
 
-    def _begin(self) -> lmdb.Transaction:
-        """Return a read transaction of the last commit, and bring the journal up to it."""
-        if self._closed:
-            raise StoreError(f"the store {self.path} is closed")
+    def _begin(self, entries_max: int | None = None) -> lmdb.Transaction:
+        """Return a read transaction of the last commit, and bring the journal up to it, or by `entries_max` nearer to it."""
+        if self._closed or self._forked:
+            self._require_open()
         if self._failed:  # LMDB refuses everything then, or shows what is not on disk
             raise Stopping("a commit has failed and the service is stopping; nothing was read")
         try:
@@ -299,7 +317,7 @@ class LmdbStore(Store):
         except lmdb.MapResizedError as error:
             raise StoreError(f"the store {self.path} was restarted with a larger size and has grown; open it again") from error
         if self._lock is None:
-            self._journal.read(txn)
+            self._caught_up = self._journal.read(txn, entries_max)
         else:
             self._journal.settle(txn.id())
         return txn
@@ -308,12 +326,12 @@ class LmdbStore(Store):
         value = txn.get(key, db=self._tables.means)
         return value and codec.unpack_tally(value)
 
-    def _open_tables(self) -> _Tables:
+    def _open_tables(self, bounds: tuple[int, int]) -> Tables:
         """Check the format, or write it when the store is new; return the tables."""
         try:
             if self._lock is not None and self._env.stat()["entries"] == 0:
-                return self._create_tables()
-            tables = _Tables(
+                return self._create_tables(bounds)
+            tables = Tables(
                 self._env.open_db(codec.META_TABLE, create=False),
                 self._env.open_db(codec.MEANS_TABLE, create=False),
                 [self._env.open_db(table, create=False) for table in codec.IDS_TABLES],
@@ -332,10 +350,10 @@ class LmdbStore(Store):
             )
         return tables
 
-    def _create_tables(self) -> _Tables:
+    def _create_tables(self, bounds: tuple[int, int]) -> Tables:
         # One transaction, so that a crash in it leaves an empty environment, which counts as new.
         with self._env.begin(write=True) as txn:
-            tables = _Tables(
+            tables = Tables(
                 self._env.open_db(codec.META_TABLE, txn=txn),
                 self._env.open_db(codec.MEANS_TABLE, txn=txn),
                 [self._env.open_db(table, txn=txn) for table in codec.IDS_TABLES],
@@ -344,6 +362,7 @@ class LmdbStore(Store):
             txn.put(codec.FORMAT_KEY, codec.pack_number(codec.FORMAT), db=tables.meta)
             txn.put(codec.GENERATION_KEY, codec.pack_generation(Generation(0, int(self._clock()))), db=tables.meta)
             txn.put(codec.EPOCH_KEY, codec.pack_number(0), db=tables.meta)
+            txn.put(codec.RANGE_KEY, codec.pack_range(*bounds), db=tables.meta)
         return tables
 
     def _commit(self, batch: Sequence[Change], counted: Lock) -> list[Outcome]:
@@ -353,18 +372,72 @@ class LmdbStore(Store):
             counted: let go when all that is left is to make it durable.
         """
         started = time.perf_counter_ns()
-        scores = _scores_in(batch)
-        self._require_free(scores)
-        generation = self._generation()
-        with self._reading:
-            self._journal.turn(expiring=generation != self._meta.generation)
+        self._require_files()
+        scores = scores_in(batch)
         try:
-            outcomes = self._write(batch, generation, counted, fold=True)
-        except lmdb.MapFullError:
-            outcomes = self._write_without_fold(batch, generation, counted)
+            self._require_free(scores)
+            generation = self._generation()
+            with self._reading:
+                self._journal.turn(expiring=generation != self._meta.generation)
+            try:
+                outcomes = self._write(batch, generation, counted, fold=True)
+            except lmdb.MapFullError:
+                outcomes = self._write_without_fold(batch, generation, counted)
+        except StoreFull as error:
+            return self._only_known(batch, error)
         COMMIT_DURATION.observe(self.counts.cells, time.perf_counter_ns() - started)
         COMMIT_SCORES.observe(self.counts.cells, scores)
         return outcomes
+
+    def _only_known(self, batch: Sequence[Change], full: StoreFull) -> list[Outcome]:
+        """Return the outcomes of what counts nothing, which needs no room, and `full` for all other changes.
+
+        Raises `full` if that is all of them.
+        """
+        with self._env.begin(db=self._tables.means) as txn:
+            outcomes = [Commit(txn, self._tables, self._meta, self._journal, self._bounds).known(change) for change in batch]
+        if not any(outcomes):
+            raise full
+        return [outcome or full for outcome in outcomes]
+
+    def _tend(self) -> None:
+        """Look after the store between commits: its own thread does, which leaves the work to the writer thread."""
+        more = False
+        while not self._closing.wait(TEND_AGAIN_SECONDS if more else TEND_SECONDS):
+            if self._failed:
+                return
+            try:
+                more = self._writer_thread.submit(self._tend_once).result()
+            except StoreFull:
+                more = False
+            except Exception as error:  # pylint: disable=broad-exception-caught  # whatever it is, nothing is counted now
+                if threading.main_thread().is_alive():  # else nobody closes the store, and the interpreter ends
+                    self.failed.set_result(error)
+                return
+
+    def _tend_once(self) -> bool:
+        """Do a slice of what is due, unless commits came meanwhile, which do that themselves. Return whether there was any."""
+        self._require_files()
+        tended, self._commits_tended = self._commits_tended, self._commits
+        return tended == self._commits and self._commit_what_is_due()
+
+    def _commit_what_is_due(self) -> bool:
+        """Do a slice of what is due in a commit of its own. Return whether there was any. Runs on the writer thread only."""
+        if not (self._journal.folding or self._erasure.due or self._is_late()):
+            return False
+        self._commit([], Lock())
+        self._commits_tended = self._commits
+        return True
+
+    def _is_late(self) -> bool:
+        """Whether ids wait for their expiry, perhaps for the end of a fold."""
+        return int(self._clock()) - self._meta.generation.since_seconds >= self._id_retention_seconds
+
+    def _require_files(self) -> None:
+        """Raise StoreError if the files of the store were removed: what is written to them would be lost."""
+        if not self._lock.is_there():
+            self._failed = True
+            raise StoreError(f"the files of the store {self.path} were removed while it was open; nothing is counted any more")
 
     def _write_without_fold(self, batch: Sequence[Change], generation: Generation, counted: Lock) -> list[Outcome]:
         """Write where a fold found no room: it copies pages, and without it the batch may fit. Raises StoreFull."""
@@ -379,7 +452,8 @@ class LmdbStore(Store):
                 if fold:
                     # Before the batch, whose changes to `means` are newer.
                     self._fold(txn)
-                commit = _Commit(txn, self._tables, self._meta, self._journal)
+                    self._erasure.slice(txn)
+                commit = Commit(txn, self._tables, self._meta, self._journal, self._bounds, self._erasure)
                 if generation != self._meta.generation:
                     commit.begin(generation)
                 outcomes = commit.count(batch)
@@ -388,12 +462,15 @@ class LmdbStore(Store):
                     counted.release()
         except lmdb.MapFullError:
             self._journal.abandon()
+            with self._env.begin(db=self._tables.meta) as txn:
+                self._erasure.load(txn)
             raise
         except Exception:
             # What is on disk is unknown, and LMDB would go on all the same.
             self._failed = self._lock.in_doubt = True
             raise
         self._meta = commit.meta
+        self._commits += 1
         with self._reading:
             self._journal.settle(txn_id)
         commit.report(self.counts.cells)
@@ -407,10 +484,10 @@ class LmdbStore(Store):
 
     def _require_free(self, scores: int) -> None:
         """Refuse a batch while the disk is nearly full: an error in the middle of a commit would be an unknown outcome."""
-        self.counts.cells[DISK_FREE_BYTES] = free_bytes = _free_bytes(self._lock.descriptor)
-        if free_bytes < (needed_bytes := DISK_RESERVE_BYTES + scores * SCORE_RESERVE_BYTES):
+        self.counts.cells[DISK_FREE_BYTES] = free = free_bytes(self._lock.descriptor)
+        if free < (needed_bytes := DISK_RESERVE_BYTES + scores * SCORE_RESERVE_BYTES):
             raise StoreFull(
-                f"the disk of the store {self.path} has {free_bytes >> 20} MiB free, of {needed_bytes >> 20} MiB that a commit"
+                f"the disk of the store {self.path} has {free >> 20} MiB free, of {needed_bytes >> 20} MiB that a commit"
                 " may need; nothing was counted, make room and send it again"
             )
 
@@ -425,484 +502,14 @@ class LmdbStore(Store):
 
         Not while ids of the one before are still to be folded: they would outlive what says that their UUID was forgotten.
         """
-        generation, now = self._meta.generation, int(self._clock())
-        expired = now - generation.since_seconds >= self._id_retention_seconds and not self._journal.folding
-        return Generation(1 - generation.current, now) if expired else generation
+        generation = self._meta.generation
+        if self._is_late() and not self._journal.folding:
+            return Generation(1 - generation.current, int(self._clock()))
+        return generation
 
     def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.release()
-
-
-class _Commit:
-    """One write transaction at work: what it has changed is kept here and written once, at the end.
-
-    Args:
-        txn: the transaction, which the caller commits.
-        meta: the table meta as it is in it.
-        journal: what is newer than `means`.
-
-    Attributes:
-        meta: the table meta once this is committed.
-    """
-
-    def __init__(self, txn: lmdb.Transaction, tables: _Tables, meta: _Meta, journal: Journal):
-        self._txn = txn
-        self._tables = tables
-        self.meta = meta
-        self._journal = journal
-        self._tallies: dict[str, Tally] = {}
-        self._new: set[str] = set()
-        self._new_ids: dict[bytes, bytes] = {}
-        self._sum = self._count = 0
-        self._taken = self._replays = self._voids = 0
-
-    def begin(self, generation: Generation) -> None:
-        """Begin a generation of ids: its table is emptied of the ids of two generations ago, and takes the new ones.
-
-        So ids expire a whole table at a time, without a delete for each: dropping a table touches its branch pages only.
-        """
-        table = self._tables.ids[generation.current]
-        kept = max(0, self.meta.kept - self._txn.stat(table)["entries"])
-        self._txn.drop(table, delete=False)
-        self._txn.put(codec.GENERATION_KEY, codec.pack_generation(generation), db=self._tables.meta)
-        self.meta = self.meta._replace(generation=generation, kept=kept)
-
-    def count(self, changes: Sequence[Change]) -> list[Outcome]:
-        """Apply every change in order and return the outcome of each."""
-        apply = {Add: self._add_once, Void: self._void, Forget: self._forget, Batch: self._batch}
-        outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
-        room = self._journal.has_room(len(self._tallies) + len(self._new_ids))
-        tallies, ids = self._write_tallies(room), self._write_ids(room)
-        total = self._journal.total + Tally(self._sum, self._count)
-        self._journal.append(self._txn, Record(tallies, total, ids, self.meta.kept, self.meta.generation.current))
-        return outcomes
-
-    def report(self, cells: memoryview) -> None:
-        """Add to the counts what was counted, once it is durable."""
-        cells[SCORES] += self._count + self._taken
-        cells[REPLAYS] += self._replays
-        cells[VOIDS] += self._voids
-
-    def _write_ids(self, room: bool) -> dict[bytes, bytes]:
-        """Write the new records of ids that are not for the journal into their table; return what is for the journal."""
-        if room or not self._new_ids:
-            return self._new_ids
-        known = {key: value for key, value in self._new_ids.items() if self._journal.find(key)}
-        in_place = sorted(item for item in self._new_ids.items() if item[0] not in known)
-        self._txn.cursor(self._tables.ids[self.meta.generation.current]).putmulti(in_place)
-        return known
-
-    def _write_tallies(self, room: bool) -> dict[str, Tally]:
-        """Write the new tallies that are not for the journal into `means`; return what is for the journal."""
-        if room:
-            in_place = {uuid for uuid, tally in self._tallies.items() if not tally.count} | self._new
-        else:
-            in_place = self._tallies.keys()
-        if not in_place:
-            return self._tallies
-        for uuid in sorted(in_place):  # by key, as it goes into the tree
-            key, tally = codec.pack_uuid(uuid), self._tallies[uuid]
-            if tally.count:
-                self._txn.put(key, codec.pack_tally(tally.sum, tally.count), db=self._tables.means)
-            else:
-                self._txn.delete(key, db=self._tables.means)
-        overridden = {uuid: IN_MEANS for uuid in in_place if self._journal.get(uuid)}
-        return {uuid: tally for uuid, tally in self._tallies.items() if uuid not in in_place} | overridden
-
-    def _score(self, score: Score) -> Tally | RequestError:
-        if score.id is None:
-            return self._add(score.uuid, score.score, 1)
-        return self._add_once(_as_add(score))
-
-    def _add_once(self, add: Add) -> Tally | RequestError:
-        if add.id is None:
-            return self._add(add.uuid, add.tally.sum, add.tally.count)
-        key = codec.pack_id(add.id)
-        if (found := self._find(key)) is not None:
-            outcome = _again(add, found[0])
-            self._replays += isinstance(outcome, Replay)
-            return outcome
-        tally = self._add(add.uuid, add.tally.sum, add.tally.count)
-        self._new_ids[key] = codec.pack_id_record(IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid)))
-        self.meta = self.meta._replace(kept=self.meta.kept + 1)
-        return tally
-
-    def _batch(self, batch: Batch) -> Outcome:
-        if all(score.id is None for score in batch.scores):
-            return self._add_all(batch.scores)
-        if not batch.skip and (faults := tuple(self._refusals(batch.scores))):
-            return InvalidBatch(f"{len(faults)} of {len(batch.scores)} scores are at fault, so none was counted", faults)
-        return [self._score(score) for score in batch.scores]
-
-    def _refusals(self, scores: Sequence[Score]) -> Iterator[Fault]:
-        """Yield a fault for each score that would be refused, before any of them is counted: only ids can be."""
-        new: dict[str, IdRecord] = {}
-        for index, score in enumerate(scores):
-            if score.id is None:
-                continue
-            if (record := new.get(score.id)) is None:
-                found = self._find(codec.pack_id(score.id))
-                record = found[0] if found else IdRecord(score.uuid, Tally(score.score, 1), Tally(0, 0))
-                new[score.id] = record
-            if isinstance(outcome := _again(_as_add(score), record), RequestError):
-                yield Fault(f"/{index}/id", outcome.detail)
-
-    def _void(self, void: Void) -> Outcome:
-        key = codec.pack_id(void.id)
-        found = self._find(key)
-        if found is None or found[0].epoch != self._epoch_of(found[0].uuid, found[0].epoch):
-            return UnknownId(f"no score carried the id {void.id}, or it has expired or was forgotten")
-        record, table = found
-        if record.voided:
-            return Voided(record.uuid, self._tally(record.uuid))
-        voided = codec.pack_id_record(replace(record, voided=True))
-        if table is None:
-            self._new_ids[key] = voided
-        else:
-            self._txn.put(key, voided, db=table)
-        self._voids += 1
-        self._taken += record.added.count
-        return Voided(record.uuid, self._add(record.uuid, -record.added.sum, -record.added.count))
-
-    def _forget(self, forget: Forget) -> Outcome:
-        tally = self._tally(forget.uuid)
-        if not tally.count:
-            return UnknownUUID(f"no score was counted for the UUID {forget.uuid}")
-        self._taken += tally.count
-        self._add(forget.uuid, -tally.sum, -tally.count)
-        self.meta = self.meta._replace(epoch=self.meta.epoch + 1)
-        epoch = codec.pack_number(self.meta.epoch)
-        self._txn.put(codec.EPOCH_KEY, epoch, db=self._tables.meta)
-        # The newer table is emptied after every id that was counted until now has expired.
-        table = self._tables.ids[self.meta.generation.current]
-        kept = self.meta.kept + (self._txn.get(codec.pack_forgotten(forget.uuid), db=table) is None)
-        self._txn.put(codec.pack_forgotten(forget.uuid), epoch, db=table)
-        self.meta = self.meta._replace(kept=kept)
-        return tally
-
-    def _epoch_of(self, uuid: str, default: int = 0) -> int:
-        """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
-        if self.meta.epoch:  # in most stores nothing was ever forgotten, and there is nothing to look up
-            for table in self._ids_tables():
-                if value := self._txn.get(codec.pack_forgotten(uuid), db=table):
-                    return codec.unpack_number(value)
-        return default
-
-    def _add(self, uuid: str, total: int, count: int) -> Tally:
-        old = self._tallies.get(uuid) or self._stored(uuid)
-        if not old.count:
-            self._new.add(uuid)
-        tally = self._tallies[uuid] = Tally(old.sum + total, old.count + count)
-        self._sum += total
-        self._count += count
-        return tally
-
-    def _add_all(self, scores: Sequence[Score]) -> list[Tally | RequestError]:
-        """Do for each score what `_add` does, in one loop: a large batch spends most of its time here."""
-        tallies, outcomes, total = self._tallies, [], 0
-        for score in scores:
-            uuid, change = score.uuid, score.score
-            old = tallies.get(uuid) or self._stored(uuid)
-            if not old.count:
-                self._new.add(uuid)
-            tallies[uuid] = tally = Tally(old.sum + change, old.count + 1)
-            outcomes.append(tally)
-            total += change
-        self._sum += total
-        self._count += len(scores)
-        return outcomes
-
-    def _tally(self, uuid: str) -> Tally:
-        return self._tallies.get(uuid) or self._stored(uuid)
-
-    def _stored(self, uuid: str) -> Tally:
-        """Return the tally of a UUID before this commit."""
-        if (tally := self._journal.get(uuid)) is None:
-            value = self._txn.get(codec.pack_uuid(uuid), db=self._tables.means)
-            tally = codec.unpack_tally(value) if value else IN_MEANS
-        return tally
-
-    def _find(self, key: bytes) -> tuple[IdRecord, object] | None:
-        """Return what is kept of an id, and the table it is in; None for the journal, or for what is new in this commit."""
-        if value := self._new_ids.get(key) or self._journal.find(key):
-            return codec.unpack_id_record(value), None
-        for table in self._ids_tables():
-            if value := self._txn.get(key, db=table):
-                return codec.unpack_id_record(value), table
-        return None
-
-    def _ids_tables(self) -> tuple[object, object]:
-        """Return the tables of ids, the newer one first, where a retry finds its id."""
-        current = self.meta.generation.current
-        return self._tables.ids[current], self._tables.ids[1 - current]
-
-
-def _scores_in(batch: Sequence[Change]) -> int:
-    return sum(len(change.scores) if isinstance(change, Batch) else 1 for change in batch)
-
-
-def _free_bytes(descriptor: int) -> int:
-    """Return the free space of the disk that has this file."""
-    disk = os.fstatvfs(descriptor)
-    return disk.f_bavail * disk.f_frsize
-
-
-def _as_add(score: Score) -> Add:
-    return Add(score.uuid, Tally(score.score, 1), score.id)
-
-
-def _again(add: Add, record: IdRecord) -> Replay | RequestError:
-    """Return the outcome of a score, or tally, whose id was seen before."""
-    if (record.uuid, record.added) != (add.uuid, add.tally):
-        return IdConflict(f"the id {add.id} was used before, for another UUID or score; give each score an id of its own")
-    if record.voided:
-        return IdVoided(f"the score with the id {add.id} was voided; post a new score with a new id")
-    return Replay(record.first.sum, record.first.count)
-
-
-def summary(damages: Sequence[str]) -> str:
-    """Return the first of at least one damage, and how many more there are."""
-    more = f", and {len(damages) - 1} more" if damages[1:] else ""
-    return f"{damages[0]}{more}"
-
-
-def _refusal(verb: str, path: Path, reason: str, number: int | None) -> StoreError:
-    """Return the error for what the operating system refuses with this errno; with what to do, where that is known."""
-    hint = f"; {_HINTS[number]}" if number in _HINTS else ""
-    return StoreError(f"cannot {verb} the store {path}: {reason}{hint}")
-
-
-def require_store(path: Path) -> None:
-    """Raise StoreMissing unless there is a store at `path`."""
-    if not (path / DATA_FILE).exists():
-        raise StoreMissing(f"there is no store at {path}; `scoremean serve --store {path}` makes one")
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory, and those above it that are missing, so that they survive a power cut. Raises StoreError, OSError."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"cannot open the store {path}: it is not a directory")
-    if not path.parent.exists():
-        make_directory(path.parent)
-    path.mkdir(mode=0o700, exist_ok=True)
-    fsync_directory(path.parent)
-
-
-class _WriterLock:
-    """The writer's lock on a store, held until `release` or the death of this process.
-
-    LMDB lets several processes write in turn; the totals that a Writer hands out, and a drain, need there to be only one.
-
-    Its file also tells whether the last writer left the store in doubt. It is empty after a close; else it has the process id
-    of the writer and the id of the boot in which it ran. A process that was killed leaves its writes to the kernel, so within
-    one boot nothing is in doubt; after a power cut or a failed commit it is.
-
-    Attributes:
-        descriptor: of the file.
-        in_doubt: the store must be checked; set by a failed commit, too.
-    """
-
-    def __init__(self, path: Path):
-        self.descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        left = os.read(self.descriptor, 256).decode("ascii", "replace").split()
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self.descriptor)
-            owner = left[0] if left else "(unknown)"
-            raise StoreInUse(f"the store {path} is in use by process {owner}; stop it first") from None
-        self._boot = BOOT_ID.read_text(encoding="ascii").strip()
-        self.in_doubt = bool(left) and left[1:] != [self._boot]
-        self._write(f"{os.getpid()} {'in-doubt' if self.in_doubt else self._boot}\n")
-
-    def trust(self) -> None:
-        """Take the store for sound from now on: it was checked."""
-        self.in_doubt = False
-        self._write(f"{os.getpid()} {self._boot}\n")
-
-    def release(self) -> None:
-        """Let go of the lock, after the store was closed."""
-        self._write("in-doubt\n" if self.in_doubt else "")
-        os.close(self.descriptor)
-
-    def _write(self, text: str) -> None:
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, text.encode(), 0)
-        os.fsync(self.descriptor)  # or a power cut takes the mark that tells of it
-
-
-def _make_data_file(path: Path, size_max_bytes: int) -> None:
-    """Make an empty LMDB file.
-
-    LMDB writes the first two pages of a file without a sync; a power cut could leave half of them, which it does not open.
-    So they are made under another name, and get theirs once they are on disk.
-    """
-    made = path / f"{DATA_FILE}.new"
-    made.unlink(missing_ok=True)
-    try:
-        lmdb.Environment(str(made), map_size=size_max_bytes, subdir=False, mode=0o600, lock=False, lib_version=0).close()
-    except lmdb.Error as error:
-        raise _refusal("make", path, str(error), error.code) from error
-    descriptor = os.open(made, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    made.rename(path / DATA_FILE)
-    fsync_directory(path)
-
-
-def _open_environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.Environment:
-    try:
-        env = lmdb.Environment(
-            str(path),
-            map_size=size_max_bytes,  # 0 takes the size that the writer gave the file
-            readonly=readonly,
-            create=not readonly,
-            mode=0o600,
-            max_dbs=6,
-            max_spare_txns=8,
-            sync=True,
-            metasync=True,
-            writemap=False,
-            lock=True,
-            lib_version=0,
-        )
-    except (lmdb.InvalidError, lmdb.VersionMismatchError) as error:
-        raise StoreForeign(f"{path / DATA_FILE} is not an LMDB 0.9 file; give the store a directory of its own") from error
-    except lmdb.Error as error:
-        if "already open in this process" in str(error):
-            raise StoreInUse(f"the store {path} is already open in this process; use it from there") from error
-        raise _refusal("open", path, str(error), error.code) from error
-    # A reader that was killed leaves its slot, and with it the pages it saw, taken.
-    env.reader_check()
-    return env
-
-
-def fsync_directory(path: Path) -> None:
-    """Make durable which files a directory holds."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def copy_pages(path: Path, descriptor: int) -> None:
-    """Write the DATA_FILE of the store at `path`, as of the last commit, to `descriptor`: each page as it is, also free ones.
-
-    Unlike `LmdbStore.copy_to` it looks into none of them, so that damaged ones do no harm.
-
-    Raises:
-        StoreDamaged: the file's first two pages are damaged, or a page cannot be read.
-    """
-    try:
-        with _open_environment(path, 0, readonly=True) as env:
-            env.copyfd(descriptor)
-    except lmdb.ReadersFullError as error:
-        raise StoreError(f"the store {path} has too many readers: {error}") from error
-    except (lmdb.Error, StoreForeign) as error:
-        raise StoreDamaged(f"the store {path} cannot be copied: {error}") from error
-
-
-class _Check:
-    """Reads everything that a store holds, as of one commit, from its tables alone: no process's memory is asked."""
-
-    def __init__(self, txn: lmdb.Transaction, tables: _Tables):
-        self._txn = txn
-        self._tables = tables
-        # What the journal says, and the tally over all UUIDs in its newest record.
-        self._tallies: dict[str, Tally] = {}
-        self._ids: dict[bytes, bytes] = {}
-        self._total = Tally(0, 0)
-
-    def damages(self) -> Iterator[str]:
-        """Yield a sentence for each damage."""
-        yield from self._in_journal()
-        yield from self._in_means()
-        for name, table in zip(codec.IDS_TABLES, self._tables.ids):
-            yield from self._in_ids(name.decode(), self._txn.cursor(table))
-        yield from self._in_ids("journal", self._ids.items())
-
-    def _in_journal(self) -> Iterator[str]:
-        """Read both tables, the one with the older records first: a number follows the other."""
-        tables = [list(self._txn.cursor(table)) for table in self._tables.journals]
-        last = None
-        for key, value in itertools.chain.from_iterable(sorted(tables, key=lambda records: records[:1])):
-            number = codec.unpack_record_number(key)
-            if len(key) != 8 or last is not None and number != last + 1:
-                yield f"journal: the record {key.hex()} does not follow the record {last}"
-            last = number
-            try:
-                record = codec.unpack_record(value)
-            except StoreDamaged as error:
-                yield f"journal, record {number}: {error}"
-                continue
-            self._tallies |= record.tallies
-            self._ids |= record.ids
-            self._total = record.total
-        self._tallies = {uuid: tally for uuid, tally in self._tallies.items() if tally != IN_MEANS}
-        for uuid, tally in self._tallies.items():
-            if not _is_possible(tally):
-                yield f"journal: {tally} of the UUID {uuid!r} was not written by scoremean"
-            if self._txn.get(codec.pack_uuid(uuid), db=self._tables.means) is None:
-                yield f"journal: the UUID {uuid!r} is not in means"
-
-    def _in_means(self) -> Iterator[str]:
-        total = count = 0
-        for key, value in self._txn.cursor(self._tables.means):
-            try:
-                uuid = require_uuid(codec.unpack_uuid(key))
-                tally = codec.unpack_tally(value)
-            except (StoreDamaged, InvalidScore) as error:
-                yield f"means, key {key!r}: {error}"
-                continue
-            if not _is_possible(tally) or codec.pack_tally(tally.sum, tally.count) != value:
-                yield f"means, key {key!r}: {tally} was not written by scoremean"
-            tally = self._tallies.get(uuid, tally)
-            total += tally.sum
-            count += tally.count
-        if (summed := Tally(total, count)) != self._total:
-            yield f"the tallies add up to {summed}, but the total kept is {self._total}"
-
-    def _in_ids(self, name: str, records: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
-        for key, value in records:
-            try:
-                if codec.is_forgotten_key(key):
-                    codec.unpack_number(value)
-                else:
-                    self._require_possible(codec.unpack_id_record(self._ids.get(key, value)))
-            except (StoreDamaged, InvalidScore) as error:
-                yield f"{name}, key {key.hex()}: {error}"
-
-    def _require_possible(self, record: IdRecord) -> None:
-        """Raise StoreDamaged or InvalidScore for a record that does not agree with itself, or with its UUID's tally."""
-        added = Add(record.uuid, record.added).tally
-        before = record.first - added
-        if before != Tally(0, 0) and not _is_possible(before):
-            raise StoreDamaged(f"{added} was added and gave {record.first}")
-        if record.voided or record.epoch != self._epoch(record.uuid, record.epoch):
-            return
-        tally = self._tally(record.uuid)
-        if tally.count < added.count:
-            raise StoreDamaged(f"{added} was added to the UUID {record.uuid!r}, whose tally is {tally}")
-
-    def _tally(self, uuid: str) -> Tally:
-        if (tally := self._tallies.get(uuid)) is None:
-            value = self._txn.get(codec.pack_uuid(uuid), db=self._tables.means)
-            tally = codec.unpack_tally(value) if value else Tally(0, 0)
-        return tally
-
-    def _epoch(self, uuid: str, default: int) -> int:
-        """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
-        values = [self._txn.get(codec.pack_forgotten(uuid), db=table) for table in self._tables.ids]
-        return max((codec.unpack_number(value) for value in values if value), default=default)
-
-
-def _is_possible(tally: Tally) -> bool:
-    """Return whether this may be the tally of a UUID with scores."""
-    return tally.count >= 1 and abs(tally.sum) <= tally.count * SCORE_BOUND
 
 
 def _items_after(cursor: lmdb.Cursor, after: str | None) -> Iterator[tuple[bytes, bytes]]:

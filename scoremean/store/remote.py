@@ -180,6 +180,7 @@ class RemoteStore(Store):
     def __init__(self, reader: Store, counts: Counts):
         self._reader = reader
         self.counts = counts
+        self.failed: Future[BaseException] = Future()  # never: `lost` tells it
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._link = _Link(self._receive, self._lose)
@@ -297,6 +298,7 @@ class SharedStore:
         self._idle = asyncio.Event()
         self._idle.set()
         self.failed: asyncio.Future[BaseException] = self._loop.create_future()
+        store.failed.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._fail, [], done.result()))
 
     async def connect(self, connection: socket.socket) -> None:
         """Serve the RemoteStore at the other end of `connection` from now on, until one side closes it."""
@@ -341,8 +343,9 @@ class SharedStore:
         self._commit_gathered()
 
     def _fail(self, requests: list[_Request], error: BaseException) -> None:
-        _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
-        self.failed.set_result(error)
+        if not self.failed.done():
+            _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
+            self.failed.set_result(error)
         for request in requests + self._gathering:
             request.answer(error)
         self._gathering = []

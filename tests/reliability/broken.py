@@ -31,9 +31,9 @@ BROKEN: dict[str, Broken] = {
         "a post is answered when its batch is counted, and committed to the disk only then",
         """
         from concurrent.futures import Future
-        from scoremean.store import lmdb
+        from scoremean.store import commit, lmdb
 
-        submit, count = lmdb.LmdbStore.submit, lmdb._Commit.count
+        submit, count = lmdb.LmdbStore.submit, commit.Commit.count
 
         class Batch(list):
             pass
@@ -49,7 +49,7 @@ BROKEN: dict[str, Broken] = {
             changes.answer.set_result(outcomes)
             return outcomes
 
-        lmdb.LmdbStore.submit, lmdb._Commit.count = early, count_and_answer
+        lmdb.LmdbStore.submit, commit.Commit.count = early, count_and_answer
         """,
     ),
     "sync-off": _patch(
@@ -74,9 +74,9 @@ BROKEN: dict[str, Broken] = {
         "the ids of a batch are written in a transaction of their own, after that of its tallies",
         """
         from scoremean import codec
-        from scoremean.store import lmdb
+        from scoremean.store import commit, lmdb
 
-        add, add_once, commit = lmdb._Commit._add, lmdb._Commit._add_once, lmdb.LmdbStore._commit
+        add, add_once, commit_once = commit.Commit._add, commit.Commit._add_once, lmdb.LmdbStore._commit
         late, tallies = [], []
 
         def add_unless_late(self, *change):
@@ -90,24 +90,24 @@ BROKEN: dict[str, Broken] = {
             return tally
 
         def commit_twice(self, batch, counted):
-            outcomes = commit(self, batch, counted)
+            outcomes = commit_once(self, batch, counted)
             if late:
                 changes = [change for change, _ in late]
                 tallies.extend(tally for _, tally in late)
                 late.clear()
-                commit(self, changes, counted)
+                commit_once(self, changes, counted)
             return outcomes
 
-        lmdb._Commit._add, lmdb._Commit._add_once = add_unless_late, add_without_id
+        commit.Commit._add, commit.Commit._add_once = add_unless_late, add_without_id
         lmdb.LmdbStore._commit = commit_twice
         """,
     ),
     "ids-not-looked-up": _patch(
         "a score is counted without a look whether its id was seen before",
         """
-        from scoremean.store import lmdb
+        from scoremean.store import commit
 
-        lmdb._Commit._find = lambda self, key: None
+        commit.Commit._find = lambda self, key: None
         """,
     ),
     "fold-drops-journal-first": _patch(
@@ -140,15 +140,15 @@ BROKEN: dict[str, Broken] = {
     "lost-update": _patch(
         "of two scores of one UUID in a commit, the second does not see the first",
         """
-        from scoremean.store import lmdb
+        from scoremean.store import commit
 
-        add = lmdb._Commit._add
+        add = commit.Commit._add
 
         def add_to_what_is_stored(self, uuid, *tally):
             self._tallies.pop(uuid, None)
             return add(self, uuid, *tally)
 
-        lmdb._Commit._add = add_to_what_is_stored
+        commit.Commit._add = add_to_what_is_stored
         """,
     ),
     "stale-read": _patch(
@@ -172,15 +172,15 @@ BROKEN: dict[str, Broken] = {
         "a post is answered with the mean right before its score, not right after it",
         """
         from scoremean.model import Tally
-        from scoremean.store import lmdb
+        from scoremean.store import commit
 
-        add = lmdb._Commit._add
+        add = commit.Commit._add
 
         def add_and_answer_before(self, uuid, total, count):
             tally = add(self, uuid, total, count)
             return tally if tally.count == count else Tally(tally.sum - total, tally.count - count)
 
-        lmdb._Commit._add = add_and_answer_before
+        commit.Commit._add = add_and_answer_before
         """,
     ),
     "leak": _patch(

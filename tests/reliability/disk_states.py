@@ -25,7 +25,8 @@ from lmdb.verify import verify
 from scoremean import Batch, Forget, Score, Tally, Void
 from scoremean.store import journal
 from scoremean.store.base import Change, Outcome
-from scoremean.store.lmdb import DATA_FILE, LOCK_FILE, LmdbStore
+from scoremean.store.files import DATA_FILE, LOCK_FILE
+from scoremean.store.lmdb import LmdbStore
 from tests.reliability.broken import BROKEN
 from tests.reliability.campaign import Finding, Trial, campaign
 from tests.reliability.disk_recording import Call, State, crash_states, record

@@ -1,0 +1,122 @@
+"""The check of an embedded store: all that it holds is read, and each damage is a sentence."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import lmdb
+
+from scoremean import codec
+from scoremean.codec import IdRecord
+from scoremean.errors import InvalidScore, StoreDamaged
+from scoremean.model import SCORE_BOUND, Add, Tally, require_uuid
+from scoremean.store.erasure import Tables
+from scoremean.store.journal import IN_MEANS
+
+
+class Check:
+    """Reads everything that a store holds, as of one commit, from its tables alone: no process's memory is asked."""
+
+    def __init__(self, txn: lmdb.Transaction, tables: Tables):
+        self._txn = txn
+        self._tables = tables
+        # What the journal says, and the tally over all UUIDs in its newest record.
+        self._tallies: dict[str, Tally] = {}
+        self._ids: dict[bytes, bytes] = {}
+        self._total = Tally(0, 0)
+
+    def damages(self) -> Iterator[str]:
+        """Yield a sentence for each damage."""
+        yield from self._in_journal()
+        yield from self._in_means()
+        for name, table in zip(codec.IDS_TABLES, self._tables.ids):
+            yield from self._in_ids(name.decode(), self._txn.cursor(table))
+        yield from self._in_ids("journal", self._ids.items())
+
+    def _in_journal(self) -> Iterator[str]:
+        """Read both tables, the one with the older records first: a number follows the other."""
+        tables = [list(self._txn.cursor(table)) for table in self._tables.journals]
+        last = None
+        for key, value in itertools.chain.from_iterable(sorted(tables, key=lambda records: records[:1])):
+            number = codec.unpack_record_number(key)
+            if len(key) != 8 or last is not None and number != last + 1:
+                yield f"journal: the record {key.hex()} does not follow the record {last}"
+            last = number
+            try:
+                record = codec.unpack_record(value)
+            except StoreDamaged as error:
+                yield f"journal, record {number}: {error}"
+                continue
+            self._tallies |= record.tallies
+            self._ids |= record.ids
+            self._total = record.total
+        self._tallies = {uuid: tally for uuid, tally in self._tallies.items() if tally != IN_MEANS}
+        for uuid, tally in self._tallies.items():
+            if not _is_possible(tally):
+                yield f"journal: {tally} of the UUID {uuid!r} was not written by scoremean"
+            if self._txn.get(codec.pack_uuid(uuid), db=self._tables.means) is None:
+                yield f"journal: the UUID {uuid!r} is not in means"
+
+    def _in_means(self) -> Iterator[str]:
+        total = count = 0
+        for key, value in self._txn.cursor(self._tables.means):
+            try:
+                uuid = require_uuid(codec.unpack_uuid(key))
+                tally = codec.unpack_tally(value)
+            except (StoreDamaged, InvalidScore) as error:
+                yield f"means, key {key!r}: {error}"
+                continue
+            if not _is_possible(tally) or codec.pack_tally(tally.sum, tally.count) != value:
+                yield f"means, key {key!r}: {tally} was not written by scoremean"
+            tally = self._tallies.get(uuid, tally)
+            total += tally.sum
+            count += tally.count
+        if (summed := Tally(total, count)) != self._total:
+            yield f"the tallies add up to {summed}, but the total kept is {self._total}"
+
+    def _in_ids(self, name: str, records: Iterable[tuple[bytes, bytes]]) -> Iterator[str]:
+        for key, value in records:
+            try:
+                if codec.is_forgotten_key(key):
+                    codec.unpack_number(value)
+                else:
+                    self._require_possible(codec.unpack_id_record(self._ids.get(key, value)))
+            except (StoreDamaged, InvalidScore) as error:
+                yield f"{name}, key {key.hex()}: {error}"
+
+    def _require_possible(self, record: IdRecord) -> None:
+        """Raise StoreDamaged or InvalidScore for a record that does not agree with itself, or with its UUID's tally."""
+        if isinstance(record.uuid, bytes):  # erased: of its UUID no more is known
+            return
+        added = Add(record.uuid, record.added).tally
+        before = record.first - added
+        if before != Tally(0, 0) and not _is_possible(before):
+            raise StoreDamaged(f"{added} was added and gave {record.first}")
+        if record.voided or record.epoch != self._epoch(record.uuid, record.epoch):
+            return
+        tally = self._tally(record.uuid)
+        if tally.count < added.count:
+            raise StoreDamaged(f"{added} was added to the UUID {record.uuid!r}, whose tally is {tally}")
+
+    def _tally(self, uuid: str) -> Tally:
+        if (tally := self._tallies.get(uuid)) is None:
+            value = self._txn.get(codec.pack_uuid(uuid), db=self._tables.means)
+            tally = codec.unpack_tally(value) if value else Tally(0, 0)
+        return tally
+
+    def _epoch(self, uuid: str, default: int) -> int:
+        """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
+        values = [self._txn.get(codec.pack_forgotten(uuid), db=table) for table in self._tables.ids]
+        return max((codec.unpack_number(value) for value in values if value), default=default)
+
+
+def _is_possible(tally: Tally) -> bool:
+    """Return whether this may be the tally of a UUID with scores."""
+    return tally.count >= 1 and abs(tally.sum) <= tally.count * SCORE_BOUND
+
+
+def summary(damages: Sequence[str]) -> str:
+    """Return the first of at least one damage, and how many more there are."""
+    more = f", and {len(damages) - 1} more" if damages[1:] else ""
+    return f"{damages[0]}{more}"
