@@ -8,12 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import numpy
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidScore, InvalidUUID, StoreError, UnknownId, UnknownUUID
+from scoremean.errors import (
+    IdConflict,
+    IdVoided,
+    InvalidBatch,
+    InvalidQuery,
+    InvalidScore,
+    InvalidUUID,
+    StoreError,
+    UnknownId,
+    UnknownUUID,
+)
 from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store.base import Change, Outcome, Store
 from tests.support import Oracle, plain, scores_of
@@ -121,6 +133,24 @@ class StoreContract(ABC):
         assert [plain(outcome) for outcome in outcomes] == [Tally(1, 1), IdConflict, IdConflict, Replay(1, 1), IdVoided]
         assert store.get(["a", "b"]) == [Tally(5, 1), Tally(1, 1)]
 
+    @pytest.mark.parametrize("uuids", ["ab", b"ab", None, UUID(int=1)])
+    def test_a_bare_text_is_not_the_uuids_that_are_its_characters(self, store, uuids):
+        """It is refused with a sentence, as all that is no list of UUIDs."""
+        store.commit(scores_of([("a", 1), ("b", 2)]))
+        with pytest.raises(InvalidUUID, match=r"give UUIDs in a list, such as \['a1-b1'\], not "):
+            store.get(uuids)
+
+    def test_uuids_and_integers_of_other_libraries_are_taken(self, store):
+        """As the str and the int that they are, wherever one is given."""
+        uuid, text = UUID(int=1), str(UUID(int=1))
+        assert store.commit([Score(uuid, numpy.int64(5), UUID(int=2))]) == [Tally(5, 1)]
+        assert store.commit([Add(numpy.str_(text), Tally(numpy.int64(4), numpy.uint8(1)))]) == [Tally(9, 2)]
+        assert store.get([uuid, numpy.str_(text)]) == [Tally(9, 2)] * 2
+        assert store.scan(None, 1).tallies == [(text, Tally(9, 2))]
+        assert store.scan(uuid, 1).tallies == []
+        assert store.commit([Void(UUID(int=2))]) == [Voided(text, Tally(4, 1))]
+        assert store.commit([Forget(uuid)]) == [Tally(4, 1)]
+
     def test_a_forgotten_uuid_is_gone_and_its_ids_touch_no_later_tally(self, store):
         """They replay their first answer, count nothing and cannot be voided; scores after it are as of a new UUID."""
         store.commit([Score("a", 5, "id-1"), Score("a", 3), Score("b", 1)])
@@ -176,6 +206,14 @@ class StoreContract(ABC):
         """A program that asks for it has a mistake."""
         with pytest.raises(InvalidUUID):
             store.get([uuid])
+        with pytest.raises(InvalidUUID):
+            store.scan(uuid, 1)
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_a_scan_without_room_is_refused(self, store, limit):
+        """Its empty page would look like the last one."""
+        with pytest.raises(InvalidQuery, match=f"limit must be at least 1, not {limit}"):
+            store.scan(None, limit)
 
     def test_negative_and_large_scores_are_exact(self, store):
         """Nothing is rounded."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, Self, TypeVar
 
 from scoremean.counts import Counts
 from scoremean.errors import NotSupported, RequestError, ScoremeanError, StoreFull, Unavailable
-from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Text, Void, Voided
 
 # What a commit is made of, and what becomes of each: a Score or an Add gives a Tally (a Replay when its id was seen before), a
 # Void gives a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be
@@ -75,12 +75,17 @@ class Store(Protocol):
         return self.submit(batch).result()
 
     @abstractmethod
-    def get(self, uuids: Sequence[str]) -> list[Tally | None]:
+    def get(self, uuids: Iterable[Text]) -> list[Tally | None]:
         """Return the durable tally of each UUID, None for one without a score. Raises InvalidUUID."""
 
     @abstractmethod
-    def scan(self, after: str | None, limit: int) -> Page:
-        """Return up to `limit` tallies from behind the UUID `after`, or from the first one when it is None."""
+    def scan(self, after: Text | None, limit: int) -> Page:
+        """Return up to `limit` tallies from behind the UUID `after`, or from the first one when it is None.
+
+        Raises:
+            InvalidUUID: `after` cannot be one.
+            InvalidQuery: `limit` is below 1.
+        """
 
     @abstractmethod
     def stats(self) -> Stats:

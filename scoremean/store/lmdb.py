@@ -50,6 +50,7 @@ from scoremean.errors import (
     IdConflict,
     IdVoided,
     InvalidBatch,
+    InvalidQuery,
     InvalidScore,
     RequestError,
     StoreDamaged,
@@ -72,9 +73,11 @@ from scoremean.model import (
     Score,
     Stats,
     Tally,
+    Text,
     Void,
     Voided,
     require_uuid,
+    require_uuids,
 )
 from scoremean.store.base import Change, Outcome, Store
 from scoremean.store.journal import IN_MEANS, Journal
@@ -214,18 +217,22 @@ class LmdbStore(Store):
         counted.acquire(timeout=GIVE_WAY_MAX_SECONDS)  # pylint: disable=consider-using-with
         return future
 
-    def get(self, uuids: Sequence[str]) -> list[Tally | None]:
+    def get(self, uuids: Iterable[Text]) -> list[Tally | None]:
         """Return the durable tally of each UUID, all as of the same commit; None for one without a score."""
-        keys = [codec.pack_uuid(require_uuid(uuid)) for uuid in uuids]
+        uuids = require_uuids(uuids)
+        keys = [codec.pack_uuid(uuid) for uuid in uuids]
         with self._snapshot() as txn:
             return [self._journal.get(uuid) or self._in_means(txn, key) for uuid, key in zip(uuids, keys)]
 
-    def scan(self, after: str | None, limit: int) -> Page:
+    def scan(self, after: Text | None, limit: int) -> Page:
         """Return up to `limit` tallies in the order of UUIDs by code point, from behind `after`."""
+        after = after if after is None else require_uuid(after)
+        if limit < 1:
+            raise InvalidQuery(f"limit must be at least 1, not {limit}")
         tallies: list[tuple[str, Tally]] = []
         with self._snapshot() as txn:
             for key, value in _items_after(txn.cursor(self._tables.means), after):
-                if len(tallies) == limit:
+                if len(tallies) >= limit:
                     return Page(tallies, tallies[-1][0] if tallies else after)
                 uuid = codec.unpack_uuid(key)
                 tallies.append((uuid, self._journal.get(uuid) or codec.unpack_tally(value)))

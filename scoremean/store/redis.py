@@ -326,7 +326,8 @@ class RedisStore(Store):
         elif reply is None:
             outcomes.settle(place, unknown_id(change.id))
         else:
-            self._apply(VoidOf(change.id, reply.split(b" ", 2)[2].decode()), outcomes, place)
+            uuid = reply.split(b" ", 2)[2].decode()
+            self._apply(VoidOf(change.id, uuid), outcomes, place)  # pylint: disable=too-many-function-args
 
     def _apply(self, change: Change, outcomes: Outcomes, place: int) -> None:
         """Have a change counted of which all is known that must be."""
