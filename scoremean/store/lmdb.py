@@ -79,11 +79,9 @@ from scoremean.model import (
     require_uuid,
     require_uuids,
 )
-from scoremean.store.base import Change, Outcome, Store
+from scoremean.store.base import ID_RETENTION_SECONDS, SIZE_MAX_BYTES, Change, Outcome, Store
 from scoremean.store.journal import IN_MEANS, Journal
 
-SIZE_MAX_BYTES = 64 << 30
-ID_RETENTION_SECONDS = 168 * 3600
 GIVE_WAY_MAX_SECONDS = 0.0005
 
 # The disk must have this much room before a commit: what a fold and the store's own pages may take, and for each score a page
@@ -243,7 +241,7 @@ class LmdbStore(Store):
         with self._reading:
             txn = self._begin()
             journal = self._journal.all()
-        with txn:
+        with self._until_closed(txn):
             for key, value in txn.cursor(self._tables.means):
                 uuid = codec.unpack_uuid(key)
                 yield uuid, journal.get(uuid) or codec.unpack_tally(value)
@@ -254,15 +252,15 @@ class LmdbStore(Store):
             uuids = txn.stat(self._tables.means)["entries"]
             scores = self._journal.total.count
             ids = self._journal.kept
-        info = self._env.info()
-        size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
+            info = self._env.info()
+            size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
         return Stats(uuids, scores, ids, size_bytes, info["map_size"])
 
     def check(self) -> list[str]:
         """Read everything in one snapshot and return a sentence for each damage found."""
         with self._reading:
             txn = self._begin()
-        with txn:
+        with self._until_closed(txn):
             return list(_Check(txn, self._tables).damages())
 
     def copy_to(self, descriptor: int) -> None:
@@ -286,7 +284,8 @@ class LmdbStore(Store):
             return
         self._closed = True
         self._writer_thread.shutdown(wait=True)
-        self._env.close()
+        with self._reading:
+            self._env.close()
         self._unlock()
 
     @contextmanager
@@ -294,6 +293,17 @@ class LmdbStore(Store):
         """Give a read transaction, with the journal as of the same commit. The writer waits for its end: keep it short."""
         with self._reading, self._begin() as txn:
             yield txn
+
+    @contextmanager
+    def _until_closed(self, txn: lmdb.Transaction) -> Iterator[None]:
+        """Use a transaction that is too long to hold the writer up, and that a `close` ends. Raises StoreError then."""
+        try:
+            with txn:
+                yield
+        except lmdb.Error as error:
+            if self._closed:
+                raise StoreError(f"the store {self.path} was closed meanwhile") from error
+            raise
 
     def _begin(self) -> lmdb.Transaction:
         """Return a read transaction of the last commit, and bring the journal up to it."""

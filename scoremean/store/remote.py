@@ -18,7 +18,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from itertools import chain, groupby, islice
 from struct import Struct as Layout
@@ -208,6 +208,10 @@ class RemoteStore(Store):
     def scan(self, after: Text | None, limit: int) -> Page:
         """Return a page of tallies; see Store.scan."""
         return self._reader.scan(after, limit)
+
+    def tallies(self) -> Iterator[tuple[str, Tally]]:
+        """Yield every UUID with its tally; see Store.tallies."""
+        return self._reader.tallies()
 
     def stats(self) -> Stats:
         """Return what the store holds; see Store.stats."""
