@@ -10,13 +10,16 @@ import json
 import os
 import random
 import socket
+import ssl
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Self
+from uuid import uuid4
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp import web
 from yarl import URL
 
@@ -122,7 +125,7 @@ async def test_get_many_splits_what_is_too_much_for_one_query(scoremean, monkeyp
     """The order stays."""
     monkeypatch.setattr(client_module, "QUERY_MAX_UUIDS", 2)
     await scoremean.post(Score("c", 1))
-    assert await scoremean.get_many("abcde") == [None, None, Mean("c", 1.0, 1, 1), None, None]
+    assert await scoremean.get_many(list("abcde")) == [None, None, Mean("c", 1.0, 1, 1), None, None]
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 95])
@@ -187,11 +190,60 @@ async def test_a_batch_that_is_too_large(service):
             await anext(scoremean.post_many(Score("a", 1) for _ in range(10_001)))
 
 
-@pytest.mark.parametrize("options", [{"url": "127.0.0.1:8080"}, {"batch_scores": 0}, {"attempts_max": 0}, {"concurrency": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"url": "127.0.0.1:8080"},
+        {"url": "ftp://a"},
+        {"url": "http://"},
+        {"url": "http://a:99999"},
+        {"url": "http://[::1"},
+        {"url": "http://a/?b"},
+        {"url": None},
+        {"batch_scores": 0},
+        {"attempts_max": 0},
+        {"concurrency": 0},
+    ],
+    ids=str,
+)
 def test_what_a_client_cannot_be_made_with(options):
     """It is refused at once."""
     with pytest.raises(errors.SettingError):
         Client(**{"url": "http://127.0.0.1:8080"} | options)
+
+
+async def test_a_client_outside_of_its_with_says_so(service):
+    """Before it is entered, and after it was left."""
+    scoremean = Client(service.url)
+    with pytest.raises(ScoremeanError, match="inside of `async with Client"):
+        await scoremean.post(Score("a", 5))
+    async with scoremean:
+        assert await scoremean.get("a") is None
+    with pytest.raises(ScoremeanError, match="inside of `async with Client"):
+        await scoremean.get("a")
+
+
+async def test_what_is_no_score_and_no_uuid_is_refused_with_a_sentence(scoremean, store):
+    """None is taken for another: a text is not the UUIDs that are its characters."""
+    for scores in ([("a", 5)], [{"UUID": "a", "score": 5}], "a"):
+        for call in (scoremean.post(scores[0]), anext(scoremean.post_many(scores))):
+            with pytest.raises(InvalidScore, match="posts a Score, such as"):
+                await call
+    for uuids in ("ab", b"ab", None):
+        with pytest.raises(errors.InvalidUUID, match="give UUIDs in a list"):
+            await scoremean.get_many(uuids)
+    assert store.stats().scores == 0
+
+
+async def test_a_uuid_of_the_standard_library_is_taken(scoremean):
+    """Wherever a UUID or an id is."""
+    uuid, name = uuid4(), uuid4()
+    await scoremean.post(Score(uuid, 5, name))
+    assert await scoremean.get(uuid) == Mean(str(uuid), 5.0, 5, 1)
+    assert await scoremean.get_many([uuid]) == [Mean(str(uuid), 5.0, 5, 1)]
+    assert await scoremean.void(name) == Mean(str(uuid), None, 0, 0)
+    with pytest.raises(errors.UnknownUUID):
+        await scoremean.forget(uuid)
 
 
 class Script:
@@ -264,7 +316,7 @@ async def test_every_attempt_sends_the_same_bytes(scripted, with_ids):
 
 
 async def test_retry_after_is_the_least_wait_and_the_backoff_grows(scripted, monkeypatch):
-    """A Retry-After that is a date, or missing, asks for nothing."""
+    """Up to the client's own limit. A Retry-After that is a date, or missing, asks for nothing."""
     waits = []
 
     async def waiting(seconds: float) -> None:
@@ -273,11 +325,11 @@ async def test_retry_after_is_the_least_wait_and_the_backoff_grows(scripted, mon
     monkeypatch.setattr(client_module, "sleep", waiting)
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     full = errors.QueueFull("full")
-    after = [{"Retry-After": value} for value in ("7", "Wed, 21 Oct 2026 07:28:00 GMT", "0")]
-    script = Script(*(problem(full, **headers) for headers in after), *[problem(full)] * 7, MEAN)
+    after = [{"Retry-After": value} for value in ("7", "Wed, 21 Oct 2026 07:28:00 GMT", "0", "3600")]
+    script = Script(*(problem(full, **headers) for headers in after), *[problem(full)] * 6, MEAN)
     async with Client(await scripted(script), attempts_max=11) as scoremean:
         await scoremean.post(Score("a", 5))
-    assert waits == [7, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10]
+    assert waits == [7, 0.2, 0.4, 10, 1.6, 3.2, 6.4, 10, 10, 10]
 
 
 async def test_a_service_that_is_not_there(unused_tcp_port):
@@ -296,6 +348,69 @@ async def test_a_service_that_does_not_answer():
             with pytest.raises(Unavailable) as caught:
                 await scoremean.get("a")
     assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+class Listener:
+    """A TCP server that counts its connections, and answers each with the same bytes."""
+
+    def __init__(self, answer: bytes = b"", tls: ssl.SSLContext | None = None):
+        self._answer = answer
+        self._tls = tls
+        self._server: asyncio.Server
+        self.connections = 0
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        if self._tls is not None:  # a failed handshake does not reach _accepted
+            self._tls.sni_callback = self._shaken
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _shaken(self, *_: object) -> None:
+        self.connections += 1
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += self._tls is None
+        await reader.read(1)
+        writer.write(self._answer)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "trusted", "answer", "reason"),
+    [
+        ("https://localhost", False, b"", "CERTIFICATE_VERIFY_FAILED.*unable to get local issuer"),
+        ("https://127.0.0.1", True, b"", "CERTIFICATE_VERIFY_FAILED.*address mismatch"),
+        ("https://localhost", None, b"HTTP/1.1 400 Bad Request\r\n\r\n", "WRONG_VERSION_NUMBER"),
+        ("http://localhost", None, b"-ERR unknown command\r\n", "Bad status line"),
+        ("http://a..b", None, b"", "label empty or too long"),
+    ],
+)
+async def test_what_sending_again_cannot_mend_is_sent_once(url, trusted, answer, reason):
+    """A certificate that is not trusted or is another host's; another protocol; a host that is none. Told in one line."""
+    authority = trustme.CA()
+    serving, asking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(serving)
+    if trusted:
+        authority.configure_trust(asking)
+    async with Listener(answer, None if trusted is None else serving) as listener:
+        async with Client(f"{url}:{listener.port}", backoff_seconds=0, tls=asking) as scoremean:
+            with pytest.raises(errors.SettingError, match=f"^no answer from {url}:.*would not help: .*{reason}") as caught:
+                await scoremean.post(Score("a", 5))
+    assert listener.connections == (url != "http://a..b")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("user", "token"), [("", "a\nb"), ("me:pw@", "a")])
+async def test_a_token_that_cannot_be_sent(service, user, token):
+    """It is told as what was given, not as an error of aiohttp's."""
+    async with Client(service.url.replace("//", f"//{user}"), token=token) as scoremean:
+        with pytest.raises(errors.SettingError, match="would not help"):
+            await scoremean.get("a")
 
 
 @pytest.mark.parametrize(
