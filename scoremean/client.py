@@ -5,19 +5,25 @@ same id, so a score whose answer was lost on the way is counted once all the sam
 
     async with Client("http://127.0.0.1:8080") as client:
         mean = await client.post(Score("a1-b1", 5))
+
+    with SyncClient("http://127.0.0.1:8080") as client:
+        mean = client.post(Score("a1-b1", 5))
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import random
 import re
 import ssl
 from asyncio import sleep
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self, TypeVar, overload
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from threading import Thread
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, Self, TypeVar, overload
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -53,6 +59,7 @@ _PROBLEM_PREFIX = "urn:scoremean:"
 _NEXT_PAGE = re.compile(r'<(/[^>]*)>; *rel="next"')
 
 _Value = TypeVar("_Value")
+_Options = ParamSpec("_Options")
 
 
 class _Answer(NamedTuple):
@@ -128,7 +135,7 @@ class Client:
     @property
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            raise ScoremeanError("use a Client inside of `async with Client(...) as client:`")
+            raise ScoremeanError("use a Client inside of `async with Client(...) as client:`, or use a SyncClient")
         return self._session
 
     async def post(self, score: Score) -> Mean:
@@ -199,11 +206,9 @@ class Client:
         """
         path = f"/means?limit={limit}"
         while path:
-            answer = await self._request("GET", path)
-            for mean in _decoded(answer.body, list[Mean]):
+            means, path = await self._page(path)
+            for mean in means:
                 yield mean
-            found = _NEXT_PAGE.search(answer.link)
-            path = found[1] if found else ""
 
     async def void(self, name: Text) -> Mean:
         """Take the score with the id `name` out of its tally and return what is left, once that is durable.
@@ -220,6 +225,12 @@ class Client:
             UnknownUUID: it has no score; also when an earlier attempt forgot it and the answer was lost.
         """
         return _decoded((await self._request("DELETE", _path("/means/", require_uuid(uuid)))).body, Mean)
+
+    async def _page(self, path: str) -> tuple[list[Mean], str]:
+        """Return the means of a page of the listing, and the path of the next one, empty behind the last."""
+        answer = await self._request("GET", path)
+        found = _NEXT_PAGE.search(answer.link)
+        return _decoded(answer.body, list[Mean]), found[1] if found else ""
 
     def _members(self, score: Score) -> dict[str, str | int]:
         """Return a score as it is sent. What is sent again is this, so an id is given only once."""
@@ -285,27 +296,125 @@ class Client:
         raise error
 
 
-class Served:
-    """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
+# pylint: disable=protected-access  # a SyncClient and its Client are one
 
-    def __init__(self, url: str, token: str | None = None):
-        self._client = Client(url, token=token)
-        self._runner = asyncio.Runner()
+
+def _waited(
+    method: Callable[Concatenate[Client, _Options], Coroutine[Any, Any, _Value]],
+) -> Callable[Concatenate[SyncClient, _Options], _Value]:
+    """Return the method of SyncClient that waits for what this one of Client returns."""
+
+    @functools.wraps(method)
+    def wait(self: SyncClient, /, *args: _Options.args, **options: _Options.kwargs) -> _Value:
+        return self._wait(self._begin(method(self._client, *args, **options)))
+
+    return wait
+
+
+def _made_as(
+    make: Callable[_Options, _Value],
+) -> Callable[[Callable[[Any, _Value], None]], Callable[Concatenate[Any, _Options], None]]:
+    """Return a decorator that has an `__init__` take the arguments of `make`, and gives it what that makes of them."""
+
+    def decorate(init: Callable[[Any, _Value], None]) -> Callable[Concatenate[Any, _Options], None]:
+        @functools.wraps(make.__init__)
+        def made(self: Any, /, *args: _Options.args, **options: _Options.kwargs) -> None:
+            init(self, make(*args, **options))
+
+        return made
+
+    return decorate
+
+
+class SyncClient:
+    """A Client for notebooks and scripts: the same arguments, methods and errors, and each method waits for its answer.
+
+    It runs an event loop of its own in a thread, so it also works where one runs already, as in a notebook. Any number of
+    threads may share one. It is open from the start until `close`, or until the end of a `with`.
+    """
+
+    @_made_as(Client)
+    def __init__(self, client: Client):
+        self._client = client
+        self._closing = asyncio.Event()
+        started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = Thread(target=asyncio.run, args=[self._live(started)], name="scoremean-client", daemon=True)
+        self._thread.start()
+        self._loop = started.result()
+
+    async def _live(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        async with self._client:
+            started.set_result(asyncio.get_running_loop())
+            await self._closing.wait()
 
     def __enter__(self) -> Self:
-        self._runner.run(self._client.__aenter__())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self._client.__aexit__())
-        self._runner.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections and end its thread. Closing twice does nothing."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join()
+
+    post = _waited(Client.post)
+    get = _waited(Client.get)
+    get_many = _waited(Client.get_many)
+    void = _waited(Client.void)
+    forget = _waited(Client.forget)
+
+    @overload
+    def post_many(self, scores: Iterable[Score], *, skip: Literal[False] = False) -> Iterator[Mean]: ...
+    @overload
+    def post_many(self, scores: Iterable[Score], *, skip: bool) -> Iterator[Mean | RequestError]: ...
+    def post_many(self, scores: Iterable[Score], *, skip: bool = False) -> Iterator[Mean | RequestError]:
+        """Count many scores as Client.post_many does. `scores` is read by the thread that takes the results."""
+        under_way: deque[Future[list[Mean | RequestError]]] = deque()
+        starts = itertools.count(0, self._client._batch_scores)
+        try:
+            for batch in _chunks(scores, self._client._batch_scores):
+                if len(under_way) == self._client._concurrency:
+                    yield from self._wait(under_way.popleft())
+                under_way.append(self._begin(self._client._post_batch(batch, next(starts), skip)))
+            while under_way:
+                yield from self._wait(under_way.popleft())
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def iterate(self, limit: int = 1000) -> Iterator[Mean]:
+        """Yield every mean as Client.iterate does."""
+        path = f"/means?limit={limit}"
+        while path:
+            means, path = self._wait(self._begin(self._client._page(path)))
+            yield from means
+
+    def _begin(self, call: Coroutine[Any, Any, _Value]) -> Future[_Value]:
+        if not self._thread.is_alive():  # in a child after a fork it is not, either
+            call.close()
+            raise ScoremeanError("the client is closed, or of the process that this one was forked from; make another one")
+        return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def _wait(self, future: Future[_Value]) -> _Value:
+        try:
+            return future.result()
+        except CancelledError:
+            raise ScoremeanError("the client was closed before there was an answer") from None
+        finally:
+            future.cancel()  # for who does not wait any more, by Ctrl-C
+
+
+class Served(SyncClient):
+    """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
+
+    def __init__(self, url: str, token: str | None = None):
+        super().__init__(url, token=token)  # pylint: disable=unexpected-keyword-arg  # it does not read types
 
     def commit(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
         """Return one result a score, once all are durable; sent again, with the same ids, until they are answered."""
-        return self._runner.run(self._post(scores))
-
-    async def _post(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
-        return [result async for result in self._client.post_many(scores, skip=True)]
+        return list(self.post_many(scores, skip=True))
 
 
 def _kinds(base: type[ScoremeanError]) -> Iterator[tuple[str, type[ScoremeanError]]]:

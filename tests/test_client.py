@@ -6,14 +6,20 @@ SCOREMEAN_LOSSY_SCORES sets how many scores go through the lossy proxy; the long
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import json
 import os
 import random
+import signal
 import socket
+import sqlite3
 import ssl
+import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Self
 from uuid import uuid4
 
@@ -26,11 +32,13 @@ from yarl import URL
 from scoremean import client as client_module
 from scoremean import errors
 from scoremean.app import Service
-from scoremean.client import Client
+from scoremean.client import Client, SyncClient
 from scoremean.errors import Fault, InvalidScore, ScoremeanError, Unavailable
 from scoremean.model import Mean, Score, Tally
 from scoremean.server import describe
 from scoremean.settings import Settings
+from tests.pages import DOCS, blocks
+from tests.support import Server
 from tests.test_docs import error_classes
 
 LOSSY_SCORES = int(os.environ.get("SCOREMEAN_LOSSY_SCORES", "2000"))
@@ -432,6 +440,133 @@ async def test_an_answer_that_is_not_of_scoremean(scripted, answer):
             with pytest.raises(ScoremeanError, match="answer") as caught:
                 await attempt
             assert caught.type is ScoremeanError
+
+
+def use_every_method(url: str) -> None:
+    """Use a SyncClient, which gives what a Client gives."""
+    with SyncClient(url, batch_scores=2, concurrency=2) as scoremean:
+        assert scoremean.post(Score("a", 5, "k")) == Mean("a", 5.0)
+        assert scoremean.get("a") == Mean("a", 5.0, 5, 1)
+        assert scoremean.get_many(["b", "a"]) == [None, Mean("a", 5.0, 5, 1)]
+        uuids = [f"u{n}" for n in range(9)]
+        assert [mean.uuid for mean in scoremean.post_many(Score(uuid, 1) for uuid in uuids)] == uuids
+        assert [mean.uuid for mean in scoremean.iterate(limit=4)] == ["a", *uuids]
+        assert scoremean.void("k") == Mean("a", None, 0, 0)
+        assert scoremean.forget("u1") == Mean("u1", 1.0, 1, 1)
+        with pytest.raises(errors.UnknownUUID):
+            scoremean.forget("a")
+        results = list(scoremean.post_many([Score("a", 5), Score("a", 5), Score("a", 6)], skip=True))
+        assert [type(result) for result in results] == [Mean, Mean, InvalidScore]
+        with pytest.raises(errors.InvalidBatch) as caught:
+            list(scoremean.post_many([Score("a", 5), Score("a", 5), Score("a", 6), *[Score("a", 1)] * 9]))
+        assert [fault.pointer for fault in caught.value.faults] == ["/2/score"]
+        assert next(scoremean.post_many(Score("a", 1) for _ in itertools.count())).uuid == "a"
+    with pytest.raises(ScoremeanError, match="the client is closed"):
+        scoremean.get("a")
+    scoremean.close()
+
+
+def test_a_sync_client_that_is_closed_leaves_nobody_waiting():
+    """A call of another thread is given up with a sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as other:
+        scoremean = SyncClient(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        call = other.submit(scoremean.get, "a")
+        with silent.accept()[0] as connection:
+            connection.recv(1)
+            scoremean.close()
+        with pytest.raises(ScoremeanError, match="was closed"):
+            call.result()
+
+
+async def test_the_sync_client_has_the_same_methods(service):
+    """With the same results and errors."""
+    await asyncio.to_thread(use_every_method, service.url)
+
+
+def test_the_sync_client_takes_and_says_what_the_client_does():
+    """The same arguments, and every method, with its text."""
+    assert inspect.signature(SyncClient) == inspect.signature(Client)
+    public = {name for name in vars(Client) if not name.startswith("_")}
+    assert {name for name in vars(SyncClient) if not name.startswith("_")} == public | {"close"}
+    for name in public - {"post_many", "iterate"}:
+        assert getattr(SyncClient, name).__doc__ == getattr(Client, name).__doc__
+
+
+def test_the_example_of_the_sync_client_runs_where_a_loop_runs(tmp_path, capsys):
+    """As in a notebook; in a plain program test_tutorial runs it."""
+    code = next(block.text for block in blocks(DOCS / "client.md") if "SyncClient" in block.text)
+
+    async def cell(url: str) -> None:
+        exec(code.replace("http://127.0.0.1:8080", url), {})  # pylint: disable=exec-used  # our own page
+
+    with Server(tmp_path / "store") as server:
+        asyncio.run(cell(server.url))
+    assert capsys.readouterr().out.startswith("a1-b1 5.0 5 1\n")
+
+
+async def test_the_sync_client_reads_scores_in_the_thread_that_asks(service):
+    """So they may come from what belongs to that thread, as a cursor of SQLite does, or from the same client."""
+
+    def copy() -> list[Mean]:
+        with SyncClient(service.url) as scoremean, closing(sqlite3.connect(":memory:")) as database:
+            rows = database.execute("SELECT 'a', 5 UNION ALL SELECT 'b', 4")
+            return list(scoremean.post_many(Score(uuid, score) for uuid, score in rows if scoremean.get(uuid) is None))
+
+    assert await asyncio.to_thread(copy) == [Mean("a", 5.0), Mean("b", 4.0)]
+
+
+async def test_many_threads_share_a_sync_client(service, store):
+    """And the loop that is its own is nobody else's."""
+
+    def post(scoremean: SyncClient) -> None:
+        for _ in range(20):
+            scoremean.post(Score("a", 1))
+
+    scoremean = SyncClient(service.url)
+    await asyncio.gather(*(asyncio.to_thread(post, scoremean) for _ in range(8)))
+    await asyncio.to_thread(scoremean.close)
+    assert store.get(["a"]) == [Tally(160, 160)]
+
+
+def test_a_sync_client_that_cannot_be_made_starts_nothing():
+    """The error is the Client's."""
+    threads = threading.active_count()
+    with pytest.raises(errors.SettingError):
+        SyncClient("127.0.0.1:8080")
+    assert threading.active_count() == threads
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # that is what is tried
+def test_a_sync_client_after_a_fork_says_so(unused_tcp_port):
+    """The child has no such thread: a call would wait for ever."""
+    with SyncClient(f"http://127.0.0.1:{unused_tcp_port}") as scoremean:
+        child = os.fork()
+        if not child:
+            # pylint: disable=protected-access  # the rest of the tests is the parent's
+            try:
+                scoremean.get("a")
+            except ScoremeanError as error:
+                os._exit(7 if "forked from" in str(error) else 1)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_ctrl_c_gives_up_a_call_of_the_sync_client():
+    """And the client goes on, and closes."""
+
+    def interrupt() -> None:
+        with silent.accept()[0] as connection:
+            connection.recv(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert connection.recv(1 << 16) and not connection.recv(1)  # the rest of the request, and its end
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as other:
+        with SyncClient(f"http://127.0.0.1:{silent.getsockname()[1]}") as scoremean:
+            interrupted = other.submit(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                scoremean.get("a")
+            interrupted.result()
 
 
 class LossyProxy:

@@ -34,16 +34,16 @@ def test_the_readme_works_as_printed(reader, tmp_path):
     assert reader.follow(ROOT / "README.md") == commands(ROOT / "README.md") - 1
 
 
-@pytest.mark.parametrize("name", ["library.md"])
+@pytest.mark.parametrize("name", ["client.md", "library.md"])
 def test_the_examples_of_a_page_work_as_printed(reader, name):
-    """In order, each twice."""
+    """In order, each twice, and what they print is what is printed beside or below."""
     assert reader.follow(DOCS / name) == commands(DOCS / name)
 
 
 def test_every_python_example_is_of_a_page_that_is_followed():
     """By the tests above."""
     pages = {path.name for path in (ROOT / "README.md", *DOCS.rglob("*.md")) if "python" in dict(blocks(path))}
-    assert pages == {"README.md", "library.md", "tutorial.md"}
+    assert pages == {"README.md", "client.md", "library.md", "tutorial.md"}
 
 
 def test_a_disk_is_sized_as_printed(reader, tmp_path):
