@@ -3,25 +3,27 @@
 As a library:
 
     >>> from scoremean import Score, open_store
-    >>> with open_store("./scoremean-data") as store:        # doctest: +SKIP
-    ...     [tally] = store.commit([Score("a1-b1", 5)])      # returns once it is on disk
-    ...     tally.mean
+    >>> with open_store("./my-scores") as store:             # doctest: +SKIP
+    ...     store.post(Score("a1-b1", 5)).mean               # returns once it is on disk
     5.0
 """
 
 from scoremean.errors import ScoremeanError
-from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Mean, Page, Replay, Score, Stats, Tally, Void, Voided
 from scoremean.store import open_store
+from scoremean.store.base import Store
 
 __all__ = [
     "Add",
     "Batch",
     "Forget",
+    "Mean",
     "Page",
     "Replay",
     "Score",
     "ScoremeanError",
     "Stats",
+    "Store",
     "Tally",
     "Void",
     "Voided",

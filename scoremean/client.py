@@ -5,19 +5,25 @@ same id, so a score whose answer was lost on the way is counted once all the sam
 
     async with Client("http://127.0.0.1:8080") as client:
         mean = await client.post(Score("a1-b1", 5))
+
+    with SyncClient("http://127.0.0.1:8080") as client:
+        mean = client.post(Score("a1-b1", 5))
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import random
 import re
 import ssl
 from asyncio import sleep
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from threading import Thread
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, Self, TypeVar, overload
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -35,19 +41,25 @@ from scoremean.errors import (
     Unavailable,
     UnknownUUID,
 )
-from scoremean.model import Mean, Score, require_id, require_uuid
+from scoremean.model import Mean, Score, Text, require_id, require_uuid, require_uuids, shown
 from scoremean.validation import JSON, MSGPACK
 
 CONNECTIONS_MAX = 64
 BACKOFF_MAX_SECONDS = 10.0
 QUERY_MAX_UUIDS = 10_000
+_REASON_MAX_CHARACTERS = 300
 
 # After these it is unknown whether the request was carried out, or known that it was not: it is sent again.
 _RETRIED = (aiohttp.ClientError, TimeoutError, RequestTimeout, Unavailable)
+# What is given is at fault, or what listens there is not what it is taken for: a certificate that is not trusted or is another
+# host's, no TLS, no HTTP, a host or a token that cannot be one. A name that is not known is not among them: a service that is
+# restarted may be without its name meanwhile.
+_HOPELESS = (ValueError, aiohttp.ClientSSLError, aiohttp.ClientResponseError)
 _PROBLEM_PREFIX = "urn:scoremean:"
 _NEXT_PAGE = re.compile(r'<(/[^>]*)>; *rel="next"')
 
 _Value = TypeVar("_Value")
+_Options = ParamSpec("_Options")
 
 
 class _Answer(NamedTuple):
@@ -62,7 +74,7 @@ class Client:
         url: where the service listens, as in `http://127.0.0.1:8080`. A path in it is put in front of every route.
         attempts_max: how often a request is sent at most.
         backoff_seconds: the longest wait before the second attempt; it doubles with each, up to BACKOFF_MAX_SECONDS, and the
-            wait is a random part of it. A Retry-After is waited for at least.
+            wait is a random part of it. A Retry-After is waited for at least, but no longer than BACKOFF_MAX_SECONDS.
         timeout_seconds: how long one attempt may take.
         with_ids: give every score without an id one. Without ids, a score may count twice when its answer is lost.
         batch_scores: the scores in one request of post_many; at most the service's batch_max_scores.
@@ -71,10 +83,11 @@ class Client:
         tls: how an https service is verified, and with which certificate this client shows itself; the default is that of
             `ssl.create_default_context()`.
 
-    Every method raises Unavailable when the last attempt got no answer, and otherwise the error that the service answered.
+    Every method raises Unavailable when the last attempt got no answer, SettingError at once where sending again cannot help,
+    as with a certificate that is not trusted, and otherwise the error that the service answered.
 
     Raises:
-        SettingError: `url` is not an http URL.
+        SettingError: `url` is not an http URL, or an option has a value that it cannot have.
     """
 
     def __init__(  # pylint: disable=too-many-arguments  # each is a choice of the user's
@@ -90,12 +103,15 @@ class Client:
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
     ):
-        if not re.match(r"https?://[^/?#]+[^?#]*$", url):
-            raise SettingError(f"{url!r} is not the URL of a service, such as http://127.0.0.1:8080")
+        try:
+            self._url = str(URL(url)).rstrip("/")
+        except (ValueError, TypeError):
+            self._url = ""
+        if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", self._url):
+            raise SettingError(f"{shown(url)} is not the URL of a service, such as http://127.0.0.1:8080")
         for name, value in {"attempts_max": attempts_max, "batch_scores": batch_scores, "concurrency": concurrency}.items():
             if value < 1:
                 raise SettingError(f"{name} must be at least 1, not {value}")
-        self._url = url.rstrip("/")
         self._attempts_max = attempts_max
         self._backoff_seconds = backoff_seconds
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
@@ -106,7 +122,7 @@ class Client:
         self._tls = tls
         # aiohttp's timeout would run while a request waits for a free connection; here it waits before its time starts.
         self._free = asyncio.Semaphore(CONNECTIONS_MAX)
-        self._session: aiohttp.ClientSession
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=self._tls or True)
@@ -114,13 +130,27 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._open.close()
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            raise ScoremeanError("use a Client inside of `async with Client(...) as client:`, or use a SyncClient")
+        return self._session
 
     async def post(self, score: Score) -> Mean:
         """Count `score` and return the mean right after it, once it is durable."""
         answer = await self._request("POST", "/scores", msgspec.json.encode(self._members(score)))
         return _decoded(answer.body, Mean)
 
+    @overload
+    def post_many(
+        self, scores: Iterable[Score] | AsyncIterable[Score], *, skip: Literal[False] = False
+    ) -> AsyncIterator[Mean]: ...
+    @overload
+    def post_many(
+        self, scores: Iterable[Score] | AsyncIterable[Score], *, skip: bool
+    ) -> AsyncIterator[Mean | RequestError]: ...
     async def post_many(
         self, scores: Iterable[Score] | AsyncIterable[Score], *, skip: bool = False
     ) -> AsyncIterator[Mean | RequestError]:
@@ -153,17 +183,17 @@ class Client:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def get(self, uuid: str) -> Mean | None:
+    async def get(self, uuid: Text) -> Mean | None:
         """Return the mean of `uuid` with its sum and count, None if it has no score."""
         try:
             return _decoded((await self._request("GET", _path("/means/", require_uuid(uuid)))).body, Mean)
         except UnknownUUID:
             return None
 
-    async def get_many(self, uuids: Iterable[str]) -> list[Mean | None]:
+    async def get_many(self, uuids: Iterable[Text]) -> list[Mean | None]:
         """Return the mean of each UUID, in order, None for one without a score. QUERY_MAX_UUIDS are read at one moment."""
         means: list[Mean | None] = []
-        for some in _chunks(map(require_uuid, uuids), QUERY_MAX_UUIDS):
+        for some in _chunks(require_uuids(uuids), QUERY_MAX_UUIDS):
             answer = await self._request("POST", "/means/query", msgspec.json.encode(some))
             means += _decoded(answer.body, list[Mean | None])
         return means
@@ -176,13 +206,11 @@ class Client:
         """
         path = f"/means?limit={limit}"
         while path:
-            answer = await self._request("GET", path)
-            for mean in _decoded(answer.body, list[Mean]):
+            means, path = await self._page(path)
+            for mean in means:
                 yield mean
-            found = _NEXT_PAGE.search(answer.link)
-            path = found[1] if found else ""
 
-    async def void(self, name: str) -> Mean:
+    async def void(self, name: Text) -> Mean:
         """Take the score with the id `name` out of its tally and return what is left, once that is durable.
 
         Raises:
@@ -190,7 +218,7 @@ class Client:
         """
         return _decoded((await self._request("DELETE", _path("/scores/", require_id(name)))).body, Mean)
 
-    async def forget(self, uuid: str) -> Mean:
+    async def forget(self, uuid: Text) -> Mean:
         """Forget `uuid` and return what it had, once that is durable.
 
         Raises:
@@ -198,8 +226,16 @@ class Client:
         """
         return _decoded((await self._request("DELETE", _path("/means/", require_uuid(uuid)))).body, Mean)
 
+    async def _page(self, path: str) -> tuple[list[Mean], str]:
+        """Return the means of a page of the listing, and the path of the next one, empty behind the last."""
+        answer = await self._request("GET", path)
+        found = _NEXT_PAGE.search(answer.link)
+        return _decoded(answer.body, list[Mean]), found[1] if found else ""
+
     def _members(self, score: Score) -> dict[str, str | int]:
         """Return a score as it is sent. What is sent again is this, so an id is given only once."""
+        if not isinstance(score, Score):
+            raise InvalidScore(f"a client posts a Score, such as Score('a1-b1', 5), not {shown(score)}")
         members: dict[str, str | int] = {"UUID": score.uuid, "score": score.score}
         if score.id is not None:
             members["id"] = score.id
@@ -222,19 +258,19 @@ class Client:
 
     async def _request(self, method: str, path: str, body: bytes | None = None, kind: str = JSON) -> _Answer:
         """Send a request until it is answered; the one place that sends it again."""
-        for attempt in range(1, self._attempts_max):
+        attempt = 1
+        while True:
             try:
                 return await self._attempt(method, path, body, kind)
             except _RETRIED as error:
-                least = error.retry_after_seconds if isinstance(error, Unavailable) else 0
-                await sleep(max(least, self._backoff(attempt)))
-        try:
-            return await self._attempt(method, path, body, kind)
-        except _RETRIED as error:
-            if isinstance(error, Unavailable):
-                raise
-            reason = str(error) or type(error).__name__
-            raise Unavailable(f"no answer from {self._url} in {self._attempts_max} attempts: {reason}") from error
+                told = isinstance(error, Unavailable)
+                if attempt == self._attempts_max:
+                    if told:
+                        raise
+                    raise Unavailable(f"no answer from {self._url} in {attempt} attempts: {_reason(error)}") from error
+                least = error.retry_after_seconds if told else 0
+            await sleep(min(BACKOFF_MAX_SECONDS, max(least, self._backoff(attempt))))
+            attempt += 1
 
     def _backoff(self, attempt: int) -> float:
         """Return how long to wait after the attempt of this number: exponential, with full jitter."""
@@ -243,41 +279,142 @@ class Client:
     async def _attempt(self, method: str, path: str, body: bytes | None, kind: str) -> _Answer:
         url = URL(self._url + path, encoded=True)
         headers = {} if body is None else {"Content-Type": kind}
-        async with (
-            self._free,
-            self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
-        ):
-            answer = _Answer(await response.read(), response.headers.get("Link", ""))
-            if response.status == 200:
-                return answer
-            error = _refusal(response.status, answer.body)
+        try:
+            async with (
+                self._free,
+                self._open.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
+            ):
+                answer = _Answer(await response.read(), response.headers.get("Link", ""))
+        except _HOPELESS as error:
+            raise SettingError(f"no answer from {self._url}, and sending again would not help: {_reason(error)}") from error
+        if response.status == 200:
+            return answer
+        error = _refusal(response.status, answer.body)
         if isinstance(error, Unavailable):
             after = response.headers.get("Retry-After", "")
             error.retry_after_seconds = int(after) if re.fullmatch("[0-9]{1,9}", after, re.ASCII) else 0
         raise error
 
 
-class Served:
-    """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
+# pylint: disable=protected-access  # a SyncClient and its Client are one
 
-    def __init__(self, url: str, token: str | None = None):
-        self._client = Client(url, token=token)
-        self._runner = asyncio.Runner()
+
+def _waited(
+    method: Callable[Concatenate[Client, _Options], Coroutine[Any, Any, _Value]],
+) -> Callable[Concatenate[SyncClient, _Options], _Value]:
+    """Return the method of SyncClient that waits for what this one of Client returns."""
+
+    @functools.wraps(method)
+    def wait(self: SyncClient, /, *args: _Options.args, **options: _Options.kwargs) -> _Value:
+        return self._wait(self._begin(method(self._client, *args, **options)))
+
+    return wait
+
+
+def _made_as(
+    make: Callable[_Options, _Value],
+) -> Callable[[Callable[[Any, _Value], None]], Callable[Concatenate[Any, _Options], None]]:
+    """Return a decorator that has an `__init__` take the arguments of `make`, and gives it what that makes of them."""
+
+    def decorate(init: Callable[[Any, _Value], None]) -> Callable[Concatenate[Any, _Options], None]:
+        @functools.wraps(make.__init__)
+        def made(self: Any, /, *args: _Options.args, **options: _Options.kwargs) -> None:
+            init(self, make(*args, **options))
+
+        return made
+
+    return decorate
+
+
+class SyncClient:
+    """A Client for notebooks and scripts: the same arguments, methods and errors, and each method waits for its answer.
+
+    It runs an event loop of its own in a thread, so it also works where one runs already, as in a notebook. Any number of
+    threads may share one. It is open from the start until `close`, or until the end of a `with`.
+    """
+
+    @_made_as(Client)
+    def __init__(self, client: Client):
+        self._client = client
+        self._closing = asyncio.Event()
+        started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = Thread(target=asyncio.run, args=[self._live(started)], name="scoremean-client", daemon=True)
+        self._thread.start()
+        self._loop = started.result()
+
+    async def _live(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        async with self._client:
+            started.set_result(asyncio.get_running_loop())
+            await self._closing.wait()
 
     def __enter__(self) -> Self:
-        self._runner.run(self._client.__aenter__())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self._client.__aexit__())
-        self._runner.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections and end its thread. Closing twice does nothing."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join()
+
+    post = _waited(Client.post)
+    get = _waited(Client.get)
+    get_many = _waited(Client.get_many)
+    void = _waited(Client.void)
+    forget = _waited(Client.forget)
+
+    @overload
+    def post_many(self, scores: Iterable[Score], *, skip: Literal[False] = False) -> Iterator[Mean]: ...
+    @overload
+    def post_many(self, scores: Iterable[Score], *, skip: bool) -> Iterator[Mean | RequestError]: ...
+    def post_many(self, scores: Iterable[Score], *, skip: bool = False) -> Iterator[Mean | RequestError]:
+        """Count many scores as Client.post_many does. `scores` is read by the thread that takes the results."""
+        under_way: deque[Future[list[Mean | RequestError]]] = deque()
+        starts = itertools.count(0, self._client._batch_scores)
+        try:
+            for batch in _chunks(scores, self._client._batch_scores):
+                if len(under_way) == self._client._concurrency:
+                    yield from self._wait(under_way.popleft())
+                under_way.append(self._begin(self._client._post_batch(batch, next(starts), skip)))
+            while under_way:
+                yield from self._wait(under_way.popleft())
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def iterate(self, limit: int = 1000) -> Iterator[Mean]:
+        """Yield every mean as Client.iterate does."""
+        path = f"/means?limit={limit}"
+        while path:
+            means, path = self._wait(self._begin(self._client._page(path)))
+            yield from means
+
+    def _begin(self, call: Coroutine[Any, Any, _Value]) -> Future[_Value]:
+        if not self._thread.is_alive():  # in a child after a fork it is not, either
+            call.close()
+            raise ScoremeanError("the client is closed, or of the process that this one was forked from; make another one")
+        return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def _wait(self, future: Future[_Value]) -> _Value:
+        try:
+            return future.result()
+        except CancelledError:
+            raise ScoremeanError("the client was closed before there was an answer") from None
+        finally:
+            future.cancel()  # for who does not wait any more, by Ctrl-C
+
+
+class Served(SyncClient):
+    """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
+
+    def __init__(self, url: str, token: str | None = None):
+        super().__init__(url, token=token)  # pylint: disable=unexpected-keyword-arg  # it does not read types
 
     def commit(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
         """Return one result a score, once all are durable; sent again, with the same ids, until they are answered."""
-        return self._runner.run(self._post(scores))
-
-    async def _post(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
-        return [result async for result in self._client.post_many(scores, skip=True)]
+        return list(self.post_many(scores, skip=True))
 
 
 def _kinds(base: type[ScoremeanError]) -> Iterator[tuple[str, type[ScoremeanError]]]:
@@ -336,6 +473,11 @@ def _result(result: dict[str, Any], start: int) -> Mean | RequestError:
     if not isinstance(error, RequestError):
         raise ValueError("a score can only be refused for what it is")
     return error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the sentence of an error of aiohttp's, whose sentences may have many lines."""
+    return " ".join(str(error).split())[:_REASON_MAX_CHARACTERS] or type(error).__name__
 
 
 def _decoded(body: bytes, kind: type[_Value]) -> _Value:

@@ -180,7 +180,7 @@ class MisdirectedRequest(RequestError):
 class InvalidScore(RequestError, ValueError):
     """Well-formed JSON that is not a score.
 
-    `faults` names each member at fault.
+    `faults` names each member at fault; the sentence holds the first of them.
     """
 
     status = 422
@@ -190,6 +190,12 @@ class InvalidScore(RequestError, ValueError):
     def __init__(self, message: str, faults: tuple[Fault, ...] = ()):
         super().__init__(message)
         self.faults = faults
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        # One that came over a wire was told there with its first fault.
+        first = self.faults[0].detail if self.faults else ""
+        return message if first in message else f"{message}: {first}"
 
 
 class InvalidUUID(InvalidScore):

@@ -3,13 +3,19 @@
 Everything scoremean does is arithmetic on one pair of integers, the Tally. Its mean is derived when it is read and never
 stored, so no rounding ever adds up.
 """
+# pylint: disable=redefined-builtin,unused-argument  # of the signatures that only a type checker reads
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, SupportsIndex
+from uuid import UUID
 
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import force_setattr
 
 from scoremean.errors import InvalidId, InvalidScore, InvalidUUID
 
@@ -20,10 +26,15 @@ SCORE_BOUND = 1_000_000
 COUNT_BOUND = 1 << 40
 
 _CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f]")
+_SCORE_RULE = f"score must be an integer from {-SCORE_BOUND} to {SCORE_BOUND}"
+_SHOWN_MAX_CHARACTERS = 60
+
+# A UUID, or an id, as a program may give it; the nouns and everything behind them hold it as a str.
+Text = str | UUID
 
 
-def require_uuid(uuid: str) -> str:
-    """Return `uuid` if it is 1 to 256 UTF-8 bytes without control characters.
+def require_uuid(uuid: Text) -> str:
+    """Return `uuid` as a str, if it is 1 to 256 UTF-8 bytes without control characters.
 
     Raises:
         InvalidUUID: with a sentence that says which of these it is not.
@@ -31,15 +42,35 @@ def require_uuid(uuid: str) -> str:
     return _require_text(uuid, "UUID", InvalidUUID)
 
 
-def require_id(name: str) -> str:
-    """Return `name`, the id of a score, if it is 1 to 256 UTF-8 bytes without control characters. Raises InvalidId."""
+def require_uuids(uuids: Iterable[Text]) -> list[str]:
+    """Return many UUIDs, each as `require_uuid` does. Raises InvalidUUID, also for one that is not in a list."""
+    if isinstance(uuids, (str, bytes)) or not hasattr(uuids, "__iter__"):
+        raise InvalidUUID(f"give UUIDs in a list, such as ['a1-b1'], not {shown(uuids)}")
+    return [_require_text(uuid, "UUID", InvalidUUID) for uuid in uuids]
+
+
+def require_id(name: Text) -> str:
+    """Return `name`, the id of a score, as a str, if that is what a UUID may be, too. Raises InvalidId."""
     return _require_text(name, "id", InvalidId)
 
 
-def _require_text(text: str, what: str, error: type[InvalidScore]) -> str:
+def shown(value: object) -> str:
+    """Return `value` for a sentence: in one line, and cut to a length that a sentence can bear."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an int of more digits than Python prints
+        text = f"a larger {type(value).__name__}"
+    return text if len(text) <= _SHOWN_MAX_CHARACTERS else text[:_SHOWN_MAX_CHARACTERS] + "..."
+
+
+def _require_text(text: Text, what: str, error: type[InvalidScore]) -> str:
     # Nearly every one is short printable ASCII, where one character is one byte.
-    if text.isascii() and text.isprintable() and 0 < len(text) <= TEXT_MAX_BYTES:
+    if text.__class__ is str and text.isascii() and text.isprintable() and 0 < len(text) <= TEXT_MAX_BYTES:
         return text
+    if not isinstance(text, Text):
+        raise error(f"{what} must be a str or a uuid.UUID, not {shown(text)}")
+    # A subclass of str, such as numpy's, becomes the str that it holds, whatever it prints.
+    text = str(text) if isinstance(text, UUID) else str.__str__(text)
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError:
@@ -51,26 +82,43 @@ def _require_text(text: str, what: str, error: type[InvalidScore]) -> str:
     return text
 
 
+def _require_int(value: SupportsIndex, rule: str) -> int:
+    """Return the int that an integer of any library is. Raises InvalidScore: a bool is none, and no float is ever stored."""
+    with suppress(TypeError):
+        if not isinstance(value, bool):
+            return operator.index(value)
+    raise InvalidScore(f"{rule}, not {shown(value)}")
+
+
 class Score(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename={"uuid": "UUID"}):
     """One integer given to one UUID. It is also the form of a score on the wire, where validation narrows its range further.
 
-    `id` is the client's own name for this score. Scores with the same id count once.
+    `id` is the client's own name for this score. Scores with the same id count once. A `uuid.UUID` and an integer of another
+    library, such as numpy's, are taken too, and held as a str and an int. On the wire nothing but a string and an integer is.
 
     Raises:
         InvalidUUID, InvalidId: when made with a UUID or an id that is not one.
-        InvalidScore: when `score` is not an int within SCORE_BOUND; a bool is not, and no float is ever stored.
+        InvalidScore: when `score` is not an integer within SCORE_BOUND; a bool is not, and no float is ever stored.
     """
 
     uuid: str
     score: int
     id: str | None = None
 
+    if TYPE_CHECKING:
+
+        def __init__(self, uuid: Text, score: SupportsIndex, id: Text | None = None): ...
+
     def __post_init__(self) -> None:
-        require_uuid(self.uuid)
-        if self.id is not None:
-            require_id(self.id)
-        if self.score.__class__ is not int or not -SCORE_BOUND <= self.score <= SCORE_BOUND:
-            raise InvalidScore(f"score must be an integer from {-SCORE_BOUND} to {SCORE_BOUND}, not {self.score!r}")
+        # Most of the time that a batch takes to be decoded is spent here, so nothing is set that is so already.
+        if (uuid := _require_text(self.uuid, "UUID", InvalidUUID)) is not self.uuid:
+            force_setattr(self, "uuid", uuid)
+        if self.id is not None and (name := _require_text(self.id, "id", InvalidId)) is not self.id:
+            force_setattr(self, "id", name)
+        if self.score.__class__ is not int:
+            force_setattr(self, "score", _require_int(self.score, _SCORE_RULE))
+        if not -SCORE_BOUND <= self.score <= SCORE_BOUND:
+            raise InvalidScore(f"{_SCORE_RULE}, not {shown(self.score)}")
 
 
 class Void(Struct, frozen=True, gc=False):
@@ -78,8 +126,12 @@ class Void(Struct, frozen=True, gc=False):
 
     id: str
 
+    if TYPE_CHECKING:
+
+        def __init__(self, id: Text): ...
+
     def __post_init__(self) -> None:
-        require_id(self.id)
+        force_setattr(self, "id", require_id(self.id))
 
 
 class Forget(Struct, frozen=True, gc=False):
@@ -87,30 +139,38 @@ class Forget(Struct, frozen=True, gc=False):
 
     uuid: str
 
+    if TYPE_CHECKING:
+
+        def __init__(self, uuid: Text): ...
+
     def __post_init__(self) -> None:
-        require_uuid(self.uuid)
+        force_setattr(self, "uuid", require_uuid(self.uuid))
 
 
 class Add(Struct, frozen=True, gc=False):
     """Adds the tally of many scores of one UUID at once: what an import or a merge is made of.
 
-    With an `id` it counts once, as a Score does; the sum takes the place of the score. Raises InvalidUUID, InvalidId.
+    With an `id` it counts once, as a Score does; the sum takes the place of the score. Raises what Score does.
     """
 
     uuid: str
     tally: Tally
     id: str | None = None
 
+    if TYPE_CHECKING:
+
+        def __init__(self, uuid: Text, tally: Tally, id: Text | None = None): ...
+
     def __post_init__(self) -> None:
-        require_uuid(self.uuid)
+        force_setattr(self, "uuid", require_uuid(self.uuid))
         if self.id is not None:
-            require_id(self.id)
-        total, count = self.tally.sum, self.tally.count
-        # A bool would be written as one, and is not what the store reads as an integer.
-        if total.__class__ is not int or count.__class__ is not int:
-            raise InvalidScore(f"a tally is two integers, not {self.tally}")
-        if not 1 <= count <= COUNT_BOUND or abs(total) > count * SCORE_BOUND:
-            raise InvalidScore(f"{self.tally} is not the tally of 1 to {COUNT_BOUND} scores")
+            force_setattr(self, "id", require_id(self.id))
+        if not isinstance(self.tally, Tally):
+            raise InvalidScore(f"an Add has a Tally, not {shown(self.tally)}")
+        rule = "sum and count of a tally must be integers"
+        force_setattr(self, "tally", Tally(_require_int(self.tally.sum, rule), _require_int(self.tally.count, rule)))
+        if not 1 <= self.tally.count <= COUNT_BOUND or abs(self.tally.sum) > self.tally.count * SCORE_BOUND:
+            raise InvalidScore(f"{shown(self.tally)} is not the tally of 1 to {COUNT_BOUND} scores")
 
 
 class Batch(Struct, frozen=True):

@@ -17,6 +17,9 @@ from typing import NamedTuple, Self
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
+# The kinds of blocks that are run or compared.
+FOLLOWED = ("sh", "text", "python")
+
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INSTALL = re.compile(r"^(python3 -m venv \.venv && )?\.venv/bin/pip install [^&\n]*(&& )?", re.MULTILINE)
 _PRINTED_BESIDE = re.compile(r"  # (\{.*\})$", re.MULTILINE)
@@ -39,7 +42,8 @@ class Reader:
     """Follows a page in `folder`, where `.venv` is the environment of the tests. A context manager: ends what it has started.
 
     A block that serves is left running, as in a terminal of its own. A `text` block right after it is what the service prints
-    first; any other is what was printed since the last one.
+    first; any other is what was printed since the last one. A Python example is run twice, with whatever the page serves going
+    on, and must leave no file.
     """
 
     def __init__(self, folder: Path):
@@ -62,7 +66,7 @@ class Reader:
 
     def follow(self, page: Path) -> int:
         """Do all that the page says and return how many blocks were run or compared."""
-        return sum(self._take(block) for block in blocks(page) if block.kind in ("sh", "text"))
+        return sum(self._take(block) for block in blocks(page) if block.kind in FOLLOWED)
 
     def run(self, commands: str) -> None:
         """Run commands that must succeed, and of which the shell must not complain."""
@@ -89,6 +93,11 @@ class Reader:
             self._printed = ""
         elif block.text.rstrip().endswith("/pytest"):
             return False  # the tests are run already
+        elif block.kind == "python":
+            before = sorted(self._folder.iterdir())
+            for _ in range(2):
+                self.run(f".venv/bin/python - <<'END'\n{block.text}END\n")
+            assert sorted(self._folder.iterdir()) == before
         elif "scoremean serve" in block.text:
             self._serve(block.text)
         else:

@@ -8,12 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import numpy
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scoremean.errors import IdConflict, IdVoided, InvalidBatch, InvalidScore, InvalidUUID, StoreError, UnknownId, UnknownUUID
+from scoremean.errors import (
+    IdConflict,
+    IdVoided,
+    InvalidBatch,
+    InvalidQuery,
+    InvalidScore,
+    InvalidUUID,
+    StoreError,
+    UnknownId,
+    UnknownUUID,
+)
 from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
 from scoremean.store.base import Change, Outcome, Store
 from tests.support import Oracle, plain, scores_of
@@ -121,6 +133,71 @@ class StoreContract(ABC):
         assert [plain(outcome) for outcome in outcomes] == [Tally(1, 1), IdConflict, IdConflict, Replay(1, 1), IdVoided]
         assert store.get(["a", "b"]) == [Tally(5, 1), Tally(1, 1)]
 
+    def test_post_returns_what_became_of_one_change(self, store):
+        """A score, a tally, a void, a forget; once it is on disk."""
+        assert store.post(Score("a", 5, "id-1")) == Tally(5, 1)
+        assert store.post(Score("a", 5, "id-1")) == Replay(5, 1)
+        assert store.post(Add("a", Tally(7, 2))) == Tally(12, 3)
+        assert store.post(Void("id-1")) == Voided("a", Tally(7, 2))
+        assert store.post(Forget("a")) == Tally(7, 2)
+
+    def test_post_raises_what_commit_returns(self, store):
+        """So a refusal cannot go unread."""
+        store.post_many(USED[:2])
+        store.post(USED[2])
+        refused = [Score("a", 4, "used"), Score("a", 1, "gone"), Void("nobody"), Forget("nobody")]
+        for change, kind in zip(refused, (IdConflict, IdVoided, UnknownId, UnknownUUID), strict=True):
+            with pytest.raises(kind):
+                store.post(change)
+        assert store.get(["a"]) == [Tally(5, 1)]
+
+    def test_post_many_counts_all_or_nothing(self, store):
+        """A result a score, in order; or one error with every fault, of which it tells the first."""
+        assert store.post_many(Score("a", n) for n in range(3)) == [Tally(0, 1), Tally(1, 2), Tally(3, 3)]
+        assert store.post_many([]) == []
+        store.commit(USED)
+        with pytest.raises(InvalidBatch, match="^3 of 5 scores are at fault, so none was counted: the id used was used before"):
+            store.post_many(PARTLY_AT_FAULT)
+        assert store.get(["a", "b"]) == [Tally(8, 4), None]
+
+    def test_post_many_with_skip_says_which_were_refused(self, store):
+        """And counts the others."""
+        store.commit(USED)
+        results = store.post_many(PARTLY_AT_FAULT, skip=True)
+        assert [plain(result) for result in results] == [Tally(1, 1), IdConflict, IdConflict, Replay(1, 1), IdVoided]
+        assert store.get(["a", "b"]) == [Tally(5, 1), Tally(1, 1)]
+
+    @pytest.mark.parametrize("mistake", [("a", 5), {"UUID": "a", "score": 5}, "a", 5, None, Tally(5, 1)])
+    def test_what_is_no_change_is_refused_and_the_store_goes_on(self, store, mistake):
+        """With a sentence, and before anything is counted: in the middle of a commit it would be a failed one."""
+        commits = (
+            lambda: store.post(mistake),
+            lambda: store.post_many([Score("a", 5), mistake]),
+            lambda: store.commit([Score("a", 5), Batch([Score("a", 5), mistake])]),
+        )
+        for commit in commits:
+            with pytest.raises(InvalidScore, match="a store counts a Score, such as"):
+                commit()
+        assert store.get(["a"]) == [None]
+
+    @pytest.mark.parametrize("uuids", ["ab", b"ab", None, UUID(int=1)])
+    def test_a_bare_text_is_not_the_uuids_that_are_its_characters(self, store, uuids):
+        """It is refused with a sentence, as all that is no list of UUIDs."""
+        store.post_many(scores_of([("a", 1), ("b", 2)]))
+        with pytest.raises(InvalidUUID, match=r"give UUIDs in a list, such as \['a1-b1'\], not "):
+            store.get(uuids)
+
+    def test_uuids_and_integers_of_other_libraries_are_taken(self, store):
+        """As the str and the int that they are, wherever one is given."""
+        uuid, text = UUID(int=1), str(UUID(int=1))
+        assert store.post(Score(uuid, numpy.int64(5), UUID(int=2))) == Tally(5, 1)
+        assert store.post(Add(numpy.str_(text), Tally(numpy.int64(4), numpy.uint8(1)))) == Tally(9, 2)
+        assert store.get([uuid, numpy.str_(text)]) == [Tally(9, 2)] * 2
+        assert store.scan(None, 1).tallies == [(text, Tally(9, 2))]
+        assert store.scan(uuid, 1).tallies == []
+        assert store.post(Void(UUID(int=2))) == Voided(text, Tally(4, 1))
+        assert store.post(Forget(uuid)) == Tally(4, 1)
+
     def test_a_forgotten_uuid_is_gone_and_its_ids_touch_no_later_tally(self, store):
         """They replay their first answer, count nothing and cannot be voided; scores after it are as of a new UUID."""
         store.commit([Score("a", 5, "id-1"), Score("a", 3), Score("b", 1)])
@@ -176,6 +253,14 @@ class StoreContract(ABC):
         """A program that asks for it has a mistake."""
         with pytest.raises(InvalidUUID):
             store.get([uuid])
+        with pytest.raises(InvalidUUID):
+            store.scan(uuid, 1)
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_a_scan_without_room_is_refused(self, store, limit):
+        """Its empty page would look like the last one."""
+        with pytest.raises(InvalidQuery, match=f"limit must be at least 1, not {limit}"):
+            store.scan(None, limit)
 
     def test_negative_and_large_scores_are_exact(self, place):
         """Nothing is rounded."""
@@ -202,10 +287,10 @@ class StoreContract(ABC):
         assert [fault.pointer for fault in refused.faults] == ["/1/score", "/2/score"]
         assert [plain(outcome) for outcome in outcomes] == [Tally(1, 1), InvalidScore, InvalidScore]
 
-    @pytest.mark.parametrize("tally", [Tally(True, 1), Tally(1, True), Tally(1.0, 1), Tally("1", 1), Tally(1, None)], ids=repr)
+    @pytest.mark.parametrize("tally", [Tally(True, 1), Tally(1, True), Tally(1.0, 1), Tally("1", 1), Tally(1, None)], ids=str)
     def test_a_tally_is_two_integers(self, tally):
         """And nothing that equals one: it would be written as what it is, and found to be damage."""
-        with pytest.raises(InvalidScore, match="a tally is two integers"):
+        with pytest.raises(InvalidScore, match="sum and count of a tally must be integers"):
             Add("a", tally)
 
     def test_a_store_keeps_its_range(self, place):
@@ -213,7 +298,7 @@ class StoreContract(ABC):
         with self.open(place, score_min=1, score_max=7) as store:
             store.commit([Score("a", 7)])
         for options in ({"score_min": 0, "score_max": 5}, {"score_max": 8}, {"score_min": 0}):
-            with pytest.raises(StoreError, match="holds scores from 1 to 7.*export the tallies and import them into a new store"):
+            with pytest.raises(StoreError, match="holds scores from 1 to 7.*export the tallies and import them into a new"):
                 self.open(place, **options)
         for options in ({}, {"score_min": 1, "score_max": 7}, {"score_max": 7}):
             with self.open(place, **options) as store:
@@ -256,7 +341,9 @@ class StoreContract(ABC):
         """To write and to read."""
         store = self.open(place)
         store.close()
-        for use in (lambda: store.commit([Score("a", 1)]), lambda: store.get(["a"]), store.stats, store.check):
+        writes = (lambda: store.post(Score("a", 1)), lambda: store.post_many([Score("a", 1)]))
+        reads = (lambda: store.get(["a"]), lambda: store.scan(None, 1), lambda: next(store.tallies()), store.stats, store.check)
+        for use in writes + reads:
             with pytest.raises(StoreError, match="is closed"):
                 use()
 

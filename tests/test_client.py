@@ -6,28 +6,39 @@ SCOREMEAN_LOSSY_SCORES sets how many scores go through the lossy proxy; the long
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import json
 import os
 import random
+import signal
 import socket
+import sqlite3
+import ssl
+import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Self
+from uuid import uuid4
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp import web
 from yarl import URL
 
 from scoremean import client as client_module
 from scoremean import errors
 from scoremean.app import Service
-from scoremean.client import Client
+from scoremean.client import Client, SyncClient
 from scoremean.errors import Fault, InvalidScore, ScoremeanError, Unavailable
 from scoremean.model import Mean, Score, Tally
 from scoremean.server import describe
 from scoremean.settings import Settings
+from tests.pages import DOCS, blocks
+from tests.support import Server
 from tests.test_docs import error_classes
 
 LOSSY_SCORES = int(os.environ.get("SCOREMEAN_LOSSY_SCORES", "2000"))
@@ -122,7 +133,7 @@ async def test_get_many_splits_what_is_too_much_for_one_query(scoremean, monkeyp
     """The order stays."""
     monkeypatch.setattr(client_module, "QUERY_MAX_UUIDS", 2)
     await scoremean.post(Score("c", 1))
-    assert await scoremean.get_many("abcde") == [None, None, Mean("c", 1.0, 1, 1), None, None]
+    assert await scoremean.get_many(list("abcde")) == [None, None, Mean("c", 1.0, 1, 1), None, None]
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 95])
@@ -187,11 +198,60 @@ async def test_a_batch_that_is_too_large(service):
             await anext(scoremean.post_many(Score("a", 1) for _ in range(10_001)))
 
 
-@pytest.mark.parametrize("options", [{"url": "127.0.0.1:8080"}, {"batch_scores": 0}, {"attempts_max": 0}, {"concurrency": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"url": "127.0.0.1:8080"},
+        {"url": "ftp://a"},
+        {"url": "http://"},
+        {"url": "http://a:99999"},
+        {"url": "http://[::1"},
+        {"url": "http://a/?b"},
+        {"url": None},
+        {"batch_scores": 0},
+        {"attempts_max": 0},
+        {"concurrency": 0},
+    ],
+    ids=str,
+)
 def test_what_a_client_cannot_be_made_with(options):
     """It is refused at once."""
     with pytest.raises(errors.SettingError):
         Client(**{"url": "http://127.0.0.1:8080"} | options)
+
+
+async def test_a_client_outside_of_its_with_says_so(service):
+    """Before it is entered, and after it was left."""
+    scoremean = Client(service.url)
+    with pytest.raises(ScoremeanError, match="inside of `async with Client"):
+        await scoremean.post(Score("a", 5))
+    async with scoremean:
+        assert await scoremean.get("a") is None
+    with pytest.raises(ScoremeanError, match="inside of `async with Client"):
+        await scoremean.get("a")
+
+
+async def test_what_is_no_score_and_no_uuid_is_refused_with_a_sentence(scoremean, store):
+    """None is taken for another: a text is not the UUIDs that are its characters."""
+    for scores in ([("a", 5)], [{"UUID": "a", "score": 5}], "a"):
+        for call in (scoremean.post(scores[0]), anext(scoremean.post_many(scores))):
+            with pytest.raises(InvalidScore, match="posts a Score, such as"):
+                await call
+    for uuids in ("ab", b"ab", None):
+        with pytest.raises(errors.InvalidUUID, match="give UUIDs in a list"):
+            await scoremean.get_many(uuids)
+    assert store.stats().scores == 0
+
+
+async def test_a_uuid_of_the_standard_library_is_taken(scoremean):
+    """Wherever a UUID or an id is."""
+    uuid, name = uuid4(), uuid4()
+    await scoremean.post(Score(uuid, 5, name))
+    assert await scoremean.get(uuid) == Mean(str(uuid), 5.0, 5, 1)
+    assert await scoremean.get_many([uuid]) == [Mean(str(uuid), 5.0, 5, 1)]
+    assert await scoremean.void(name) == Mean(str(uuid), None, 0, 0)
+    with pytest.raises(errors.UnknownUUID):
+        await scoremean.forget(uuid)
 
 
 class Script:
@@ -245,7 +305,7 @@ async def test_every_error_is_raised_as_itself(scripted, kind):
     if kind is errors.RequestTimeout:
         assert str(error) == f"no answer from {url} in 2 attempts: why"
         error = error.__cause__
-    assert (type(error), error.detail, len(script.bodies)) == (kind, "why", tried)
+    assert (type(error), error.detail, len(script.bodies)) == (kind, sample(kind).detail, tried)
     assert getattr(error, "faults", ()) == getattr(sample(kind), "faults", ())
 
 
@@ -264,7 +324,7 @@ async def test_every_attempt_sends_the_same_bytes(scripted, with_ids):
 
 
 async def test_retry_after_is_the_least_wait_and_the_backoff_grows(scripted, monkeypatch):
-    """A Retry-After that is a date, or missing, asks for nothing."""
+    """Up to the client's own limit. A Retry-After that is a date, or missing, asks for nothing."""
     waits = []
 
     async def waiting(seconds: float) -> None:
@@ -273,11 +333,11 @@ async def test_retry_after_is_the_least_wait_and_the_backoff_grows(scripted, mon
     monkeypatch.setattr(client_module, "sleep", waiting)
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     full = errors.QueueFull("full")
-    after = [{"Retry-After": value} for value in ("7", "Wed, 21 Oct 2026 07:28:00 GMT", "0")]
-    script = Script(*(problem(full, **headers) for headers in after), *[problem(full)] * 7, MEAN)
+    after = [{"Retry-After": value} for value in ("7", "Wed, 21 Oct 2026 07:28:00 GMT", "0", "3600")]
+    script = Script(*(problem(full, **headers) for headers in after), *[problem(full)] * 6, MEAN)
     async with Client(await scripted(script), attempts_max=11) as scoremean:
         await scoremean.post(Score("a", 5))
-    assert waits == [7, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10]
+    assert waits == [7, 0.2, 0.4, 10, 1.6, 3.2, 6.4, 10, 10, 10]
 
 
 async def test_a_service_that_is_not_there(unused_tcp_port):
@@ -296,6 +356,69 @@ async def test_a_service_that_does_not_answer():
             with pytest.raises(Unavailable) as caught:
                 await scoremean.get("a")
     assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+class Listener:
+    """A TCP server that counts its connections, and answers each with the same bytes."""
+
+    def __init__(self, answer: bytes = b"", tls: ssl.SSLContext | None = None):
+        self._answer = answer
+        self._tls = tls
+        self._server: asyncio.Server
+        self.connections = 0
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        if self._tls is not None:  # a failed handshake does not reach _accepted
+            self._tls.sni_callback = self._shaken
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _shaken(self, *_: object) -> None:
+        self.connections += 1
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += self._tls is None
+        await reader.read(1)
+        writer.write(self._answer)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "trusted", "answer", "reason"),
+    [
+        ("https://localhost", False, b"", "CERTIFICATE_VERIFY_FAILED.*unable to get local issuer"),
+        ("https://127.0.0.1", True, b"", "CERTIFICATE_VERIFY_FAILED.*address mismatch"),
+        ("https://localhost", None, b"HTTP/1.1 400 Bad Request\r\n\r\n", "WRONG_VERSION_NUMBER"),
+        ("http://localhost", None, b"-ERR unknown command\r\n", "Bad status line"),
+        ("http://a..b", None, b"", "label empty or too long"),
+    ],
+)
+async def test_what_sending_again_cannot_mend_is_sent_once(url, trusted, answer, reason):
+    """A certificate that is not trusted or is another host's; another protocol; a host that is none. Told in one line."""
+    authority = trustme.CA()
+    serving, asking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(serving)
+    if trusted:
+        authority.configure_trust(asking)
+    async with Listener(answer, None if trusted is None else serving) as listener:
+        async with Client(f"{url}:{listener.port}", backoff_seconds=0, tls=asking) as scoremean:
+            with pytest.raises(errors.SettingError, match=f"^no answer from {url}:.*would not help: .*{reason}") as caught:
+                await scoremean.post(Score("a", 5))
+    assert listener.connections == (url != "http://a..b")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("user", "token"), [("", "a\nb"), ("me:pw@", "a")])
+async def test_a_token_that_cannot_be_sent(service, user, token):
+    """It is told as what was given, not as an error of aiohttp's."""
+    async with Client(service.url.replace("//", f"//{user}"), token=token) as scoremean:
+        with pytest.raises(errors.SettingError, match="would not help"):
+            await scoremean.get("a")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +440,133 @@ async def test_an_answer_that_is_not_of_scoremean(scripted, answer):
             with pytest.raises(ScoremeanError, match="answer") as caught:
                 await attempt
             assert caught.type is ScoremeanError
+
+
+def use_every_method(url: str) -> None:
+    """Use a SyncClient, which gives what a Client gives."""
+    with SyncClient(url, batch_scores=2, concurrency=2) as scoremean:
+        assert scoremean.post(Score("a", 5, "k")) == Mean("a", 5.0)
+        assert scoremean.get("a") == Mean("a", 5.0, 5, 1)
+        assert scoremean.get_many(["b", "a"]) == [None, Mean("a", 5.0, 5, 1)]
+        uuids = [f"u{n}" for n in range(9)]
+        assert [mean.uuid for mean in scoremean.post_many(Score(uuid, 1) for uuid in uuids)] == uuids
+        assert [mean.uuid for mean in scoremean.iterate(limit=4)] == ["a", *uuids]
+        assert scoremean.void("k") == Mean("a", None, 0, 0)
+        assert scoremean.forget("u1") == Mean("u1", 1.0, 1, 1)
+        with pytest.raises(errors.UnknownUUID):
+            scoremean.forget("a")
+        results = list(scoremean.post_many([Score("a", 5), Score("a", 5), Score("a", 6)], skip=True))
+        assert [type(result) for result in results] == [Mean, Mean, InvalidScore]
+        with pytest.raises(errors.InvalidBatch) as caught:
+            list(scoremean.post_many([Score("a", 5), Score("a", 5), Score("a", 6), *[Score("a", 1)] * 9]))
+        assert [fault.pointer for fault in caught.value.faults] == ["/2/score"]
+        assert next(scoremean.post_many(Score("a", 1) for _ in itertools.count())).uuid == "a"
+    with pytest.raises(ScoremeanError, match="the client is closed"):
+        scoremean.get("a")
+    scoremean.close()
+
+
+def test_a_sync_client_that_is_closed_leaves_nobody_waiting():
+    """A call of another thread is given up with a sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as other:
+        scoremean = SyncClient(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        call = other.submit(scoremean.get, "a")
+        with silent.accept()[0] as connection:
+            connection.recv(1)
+            scoremean.close()
+        with pytest.raises(ScoremeanError, match="was closed"):
+            call.result()
+
+
+async def test_the_sync_client_has_the_same_methods(service):
+    """With the same results and errors."""
+    await asyncio.to_thread(use_every_method, service.url)
+
+
+def test_the_sync_client_takes_and_says_what_the_client_does():
+    """The same arguments, and every method, with its text."""
+    assert inspect.signature(SyncClient) == inspect.signature(Client)
+    public = {name for name in vars(Client) if not name.startswith("_")}
+    assert {name for name in vars(SyncClient) if not name.startswith("_")} == public | {"close"}
+    for name in public - {"post_many", "iterate"}:
+        assert getattr(SyncClient, name).__doc__ == getattr(Client, name).__doc__
+
+
+def test_the_example_of_the_sync_client_runs_where_a_loop_runs(tmp_path, capsys):
+    """As in a notebook; in a plain program test_tutorial runs it."""
+    code = next(block.text for block in blocks(DOCS / "client.md") if "SyncClient" in block.text)
+
+    async def cell(url: str) -> None:
+        exec(code.replace("http://127.0.0.1:8080", url), {})  # pylint: disable=exec-used  # our own page
+
+    with Server(tmp_path / "store") as server:
+        asyncio.run(cell(server.url))
+    assert capsys.readouterr().out.startswith("a1-b1 5.0 5 1\n")
+
+
+async def test_the_sync_client_reads_scores_in_the_thread_that_asks(service):
+    """So they may come from what belongs to that thread, as a cursor of SQLite does, or from the same client."""
+
+    def copy() -> list[Mean]:
+        with SyncClient(service.url) as scoremean, closing(sqlite3.connect(":memory:")) as database:
+            rows = database.execute("SELECT 'a', 5 UNION ALL SELECT 'b', 4")
+            return list(scoremean.post_many(Score(uuid, score) for uuid, score in rows if scoremean.get(uuid) is None))
+
+    assert await asyncio.to_thread(copy) == [Mean("a", 5.0), Mean("b", 4.0)]
+
+
+async def test_many_threads_share_a_sync_client(service, store):
+    """And the loop that is its own is nobody else's."""
+
+    def post(scoremean: SyncClient) -> None:
+        for _ in range(20):
+            scoremean.post(Score("a", 1))
+
+    scoremean = SyncClient(service.url)
+    await asyncio.gather(*(asyncio.to_thread(post, scoremean) for _ in range(8)))
+    await asyncio.to_thread(scoremean.close)
+    assert store.get(["a"]) == [Tally(160, 160)]
+
+
+def test_a_sync_client_that_cannot_be_made_starts_nothing():
+    """The error is the Client's."""
+    threads = threading.active_count()
+    with pytest.raises(errors.SettingError):
+        SyncClient("127.0.0.1:8080")
+    assert threading.active_count() == threads
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # that is what is tried
+def test_a_sync_client_after_a_fork_says_so(unused_tcp_port):
+    """The child has no such thread: a call would wait for ever."""
+    with SyncClient(f"http://127.0.0.1:{unused_tcp_port}") as scoremean:
+        child = os.fork()
+        if not child:
+            # pylint: disable=protected-access  # the rest of the tests is the parent's
+            try:
+                scoremean.get("a")
+            except ScoremeanError as error:
+                os._exit(7 if "forked from" in str(error) else 1)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_ctrl_c_gives_up_a_call_of_the_sync_client():
+    """And the client goes on, and closes."""
+
+    def interrupt() -> None:
+        with silent.accept()[0] as connection:
+            connection.recv(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert connection.recv(1 << 16) and not connection.recv(1)  # the rest of the request, and its end
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as other:
+        with SyncClient(f"http://127.0.0.1:{silent.getsockname()[1]}") as scoremean:
+            interrupted = other.submit(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                scoremean.get("a")
+            interrupted.result()
 
 
 class LossyProxy:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 
 from scoremean import Score, open_store
-from tests.pages import DOCS, Reader, blocks
+from tests.pages import DOCS, FOLLOWED, Reader, blocks
 from tests.support import INSTEVAL
 
 PAGE = DOCS / "how-to" / "features.md"
@@ -33,7 +33,7 @@ def test_the_guide_works_as_printed(reader, tmp_path):
     """It gets the data, and both scripts print the figures that it shows; none is there that they do not print."""
     with open_store(tmp_path / "scoremean-data") as store:
         store.commit([Score("a1-b1", 5)])
-    assert reader.follow(PAGE) == sum(block.kind in ("sh", "text") for block in blocks(PAGE))
+    assert reader.follow(PAGE) == sum(block.kind in FOLLOWED for block in blocks(PAGE))
 
 
 @pytest.mark.skipif(not INSTEVAL.exists(), reason=f"there is no {INSTEVAL}; docs/contributing.md says where it is from")

@@ -197,6 +197,7 @@ async def test_a_bad_body_is_refused_with_the_member_named(client, store, name):
     await post(client, "a1-b1", 5)
     problem = await assert_problem(client.post("/scores", data=body, headers=JSON), status, slug)
     assert [error["pointer"] for error in problem.get("errors", [])] == ([] if pointer is None else [pointer])
+    assert all(error["detail"] in problem["detail"] for error in problem.get("errors", [])[:1])
     assert store.get(["a1-b1"]) == [Tally(5, 1)]
     assert store.stats().scores == 1
 

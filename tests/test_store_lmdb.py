@@ -20,6 +20,7 @@ from hypothesis import settings
 from scoremean import children, codec, open_store
 from scoremean.errors import (
     IdVoided,
+    OutcomeUnknown,
     SettingError,
     StoreDamaged,
     StoreError,
@@ -151,7 +152,7 @@ def test_a_reader_sees_the_commits_that_come_after_it_opened(tmp_path):
         subprocess.run(write, check=True)
         assert reader.get(["a"]) == [Tally(10, 2)]
         with pytest.raises(StoreError, match="open for reading only"):
-            reader.submit([Score("a", 1)])
+            reader.post(Score("a", 1))
 
 
 def test_a_store_of_another_format_is_refused(tmp_path):
@@ -196,6 +197,39 @@ def test_a_directory_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "blocked" / "data.mdb").mkdir(parents=True)
     with pytest.raises(StoreError, match="cannot open the store .*blocked: "):
         LmdbStore(tmp_path / "blocked")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"/tmp/store", "", ["a"]])
+def test_what_is_no_path_is_refused(path):
+    """With a sentence; an empty one would make a store of the directory that one happens to be in."""
+    with pytest.raises(SettingError, match="a store is at the path of a directory, such as './scoremean-data', not at"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("option", ["size_max_bytes", "id_retention_seconds"])
+@pytest.mark.parametrize("value", [0, -1, 1 << 70, "1G", None, 2.5])
+def test_an_option_of_a_store_has_bounds(tmp_path, option, value):
+    """They are told, and nothing is made."""
+    with pytest.raises(SettingError, match=f"{option} must be an integer from .* not {value!r}"):
+        open_store(tmp_path / "store", **{option: value})
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_misspelt_option_of_a_store_is_refused(tmp_path):
+    """Whoever asks for a store to read must not get one to write."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'read_only'"):
+        open_store(tmp_path / "store", read_only=True)  # pylint: disable=unexpected-keyword-arg
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_that_is_closed_ends_what_goes_over_its_tallies(tmp_path):
+    """With a sentence, as every other use of a closed store."""
+    with open_store(tmp_path) as store:
+        store.post_many(scores_of([("a", 5), ("b", 2)]))
+        tallies = store.tallies()
+        assert next(tallies) == ("a", Tally(5, 1))
+    with pytest.raises(StoreError, match="was closed meanwhile"):
+        next(tallies)
 
 
 @pytest.mark.parametrize(
@@ -396,8 +430,9 @@ def test_a_failed_commit_stops_the_store(tmp_path, checks, monkeypatch):
         raise lmdb.Error("mdb_txn_commit: Input/output error")
 
     monkeypatch.setattr(journal.Journal, "append", fail)
-    with pytest.raises(lmdb.Error):
-        store.commit([Score("a", 3)])
+    with pytest.raises(OutcomeUnknown, match="Input/output error") as caught:
+        store.post(Score("a", 3))
+    assert isinstance(caught.value.__cause__, lmdb.Error)
     monkeypatch.undo()
     with pytest.raises(StoreError, match="a commit to the store .* has failed; open it again"):
         store.submit([Score("a", 3)])

@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from scoremean import open_store
-from tests.pages import DOCS, ROOT, Reader, blocks
+from tests.pages import DOCS, FOLLOWED, ROOT, Reader, blocks
 
 
 @pytest.fixture(name="reader")
@@ -19,7 +19,7 @@ def fixture_reader(tmp_path):
 
 def commands(page):
     """Return how many blocks of a page are there to be run or compared."""
-    return sum(block.kind in ("sh", "text") for block in blocks(page))
+    return sum(block.kind in FOLLOWED for block in blocks(page))
 
 
 def test_the_tutorial_works_as_printed(reader):
@@ -32,6 +32,18 @@ def test_the_readme_works_as_printed(reader, tmp_path):
     """Every command but the one that runs the tests, in order."""
     (tmp_path / "history.csv.gz").write_bytes(gzip.compress(b"UUID,score\na1-b1,4\n"))
     assert reader.follow(ROOT / "README.md") == commands(ROOT / "README.md") - 1
+
+
+@pytest.mark.parametrize("name", ["client.md", "library.md"])
+def test_the_examples_of_a_page_work_as_printed(reader, name):
+    """In order, each twice, and what they print is what is printed beside or below."""
+    assert reader.follow(DOCS / name) == commands(DOCS / name)
+
+
+def test_every_python_example_is_of_a_page_that_is_followed():
+    """By the tests above."""
+    pages = {path.name for path in (ROOT / "README.md", *DOCS.rglob("*.md")) if "python" in dict(blocks(path))}
+    assert pages == {"README.md", "client.md", "library.md", "tutorial.md"}
 
 
 def test_a_disk_is_sized_as_printed(reader, tmp_path):

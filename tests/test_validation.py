@@ -30,7 +30,7 @@ def test_what_is_refused_is_explained_and_what_is_taken_is_a_score(value):
     try:
         score = DECODER.decode(json.dumps(value).encode())
     except InvalidScore as error:
-        assert error.faults
+        assert error.faults and error.faults[0].detail in str(error)
         for fault in error.faults:
             assert fault.pointer == "" or fault.pointer.startswith("/")
             assert "Expected `" not in fault.detail

@@ -58,6 +58,9 @@ class HeldStore(Store):
     def scan(self, after, limit):
         raise NotImplementedError
 
+    def tallies(self):
+        raise NotImplementedError
+
     def stats(self):
         raise NotImplementedError
 

@@ -6,13 +6,13 @@ A promise stands here only if every store can keep it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self, get_args, overload
 
 from scoremean.counts import Counts
-from scoremean.errors import RequestError, ScoremeanError, StoreFull
-from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void, Voided
+from scoremean.errors import InvalidScore, OutcomeUnknown, RequestError, ScoremeanError, StoreFull
+from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Text, Void, Voided, shown
 
 # What a commit is made of, and what becomes of each: a Score or an Add gives a Tally (a Replay when its id was seen before), a
 # Void gives a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be
@@ -20,6 +20,9 @@ from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void,
 # commit needed no room.
 Change = Score | Add | Void | Forget | Batch
 Outcome = Tally | Voided | RequestError | StoreFull | list[Tally | RequestError]
+
+SIZE_MAX_BYTES = 64 << 30
+ID_RETENTION_SECONDS = 168 * 3600
 
 
 class Store(Protocol):
@@ -58,17 +61,83 @@ class Store(Protocol):
             Exception: any other error leaves the outcome unknown. The store must not be written again.
         """
 
+    @overload
+    def post(self, change: Score | Add | Forget) -> Tally: ...
+    @overload
+    def post(self, change: Void) -> Voided: ...
+    def post(self, change: Score | Add | Forget | Void) -> Tally | Voided:
+        """Count one score and return the tally of its UUID right after it, once that is on disk.
+
+        It is a Replay, and counted nothing, where the id of the score was seen before. Also takes an Add, to count the tally of
+        many scores; a Void, and returns what it leaves; and a Forget, and returns the tally that it took away.
+
+        Raises:
+            IdConflict, IdVoided, UnknownId, UnknownUUID: the store refused it, and nothing was counted.
+            InvalidScore: it is none of these.
+            StoreFull: there is no room, and nothing was counted.
+            StoreError: the store is closed, or open for reading only.
+            OutcomeUnknown: the commit failed, and it may or may not be counted. Open the store again.
+        """
+        [outcome] = self.commit([change])
+        if isinstance(outcome, ScoremeanError):
+            raise outcome
+        return outcome
+
+    @overload
+    def post_many(self, scores: Iterable[Score], *, skip: Literal[False] = False) -> list[Tally]: ...
+    @overload
+    def post_many(self, scores: Iterable[Score], *, skip: bool) -> list[Tally | RequestError]: ...
+    def post_many(self, scores: Iterable[Score], *, skip: bool = False) -> Sequence[Tally | RequestError]:
+        """Count many scores in one commit and return one result a score, in order, once all are on disk.
+
+        Args:
+            scores: held in memory as a whole.
+            skip: count those that are not refused and return the error of each other one in its place.
+
+        Raises:
+            InvalidBatch: without `skip`, when any is refused: then none was counted, and `faults` lists each.
+            StoreFull, StoreError, OutcomeUnknown: as in `post`.
+        """
+        [outcome] = self.commit([Batch(list(scores), skip)])
+        if isinstance(outcome, ScoremeanError):
+            raise outcome
+        return outcome
+
     def commit(self, batch: Sequence[Change]) -> list[Outcome]:
-        """Count `batch` and return what `submit` resolves to, once it is durable."""
-        return self.submit(batch).result()
+        """Count `batch` and return what `submit` resolves to, once it is on disk: what post and post_many are made of.
+
+        A change that is refused is a value in the list, so whoever does not look at it loses a score.
+
+        Raises:
+            InvalidScore: something in `batch` is not a change; nothing was counted.
+            StoreFull, StoreError, OutcomeUnknown: as in `post`.
+        """
+        batch = list(batch)
+        _require_all(batch, get_args(Change))
+        future = self.submit(batch)
+        try:
+            return future.result()
+        except ScoremeanError:
+            raise
+        except Exception as error:
+            raise OutcomeUnknown(f"the commit failed: outcome unknown; open the store again ({error!r})") from error
 
     @abstractmethod
-    def get(self, uuids: Sequence[str]) -> list[Tally | None]:
+    def get(self, uuids: Iterable[Text]) -> list[Tally | None]:
         """Return the durable tally of each UUID, None for one without a score. Raises InvalidUUID."""
 
     @abstractmethod
-    def scan(self, after: str | None, limit: int) -> Page:
-        """Return up to `limit` tallies from behind the UUID `after`, or from the first one when it is None."""
+    def scan(self, after: Text | None, limit: int) -> Page:
+        """Return up to `limit` tallies from behind the UUID `after`, or from the first one when it is None.
+
+        Raises:
+            InvalidUUID: `after` cannot be one.
+            InvalidQuery: `limit` is below 1.
+        """
+
+    @abstractmethod
+    def tallies(self) -> Iterator[tuple[str, Tally]]:
+        """Yield every UUID with its tally, all as of one commit. Raises StoreError, also when the store is closed meanwhile."""
 
     @abstractmethod
     def stats(self) -> Stats:
@@ -92,3 +161,12 @@ class Store(Protocol):
 def is_failure(outcome: object) -> bool:
     """Return whether an outcome is an error for which the change is not at fault."""
     return isinstance(outcome, ScoremeanError) and not isinstance(outcome, RequestError)
+
+
+def _require_all(changes: Iterable[object], kinds: type | tuple[type, ...]) -> None:
+    """Raise InvalidScore if one is of another kind. In the middle of a commit it would leave the outcome unknown."""
+    for change in changes:
+        if not isinstance(change, kinds):
+            raise InvalidScore(f"a store counts a Score, such as Score('a1-b1', 5), not {shown(change)}")
+        if isinstance(change, Batch):
+            _require_all(change.scores, Score)

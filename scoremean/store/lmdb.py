@@ -21,7 +21,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +32,9 @@ import lmdb
 from scoremean import children, codec
 from scoremean.codec import Generation
 from scoremean.counts import COMMIT_DURATION, COMMIT_SCORES, DISK_FREE_BYTES, FOLD_DURATION, JOURNAL_ENTRIES, Counts
-from scoremean.errors import StoreDamaged, StoreError, StoreForeign, StoreFull, Stopping
-from scoremean.model import Page, Stats, Tally, require_uuid
-from scoremean.store.base import Change, Outcome, Store
+from scoremean.errors import InvalidQuery, StoreDamaged, StoreError, StoreForeign, StoreFull, Stopping
+from scoremean.model import Page, Stats, Tally, Text, require_uuid, require_uuids
+from scoremean.store.base import ID_RETENTION_SECONDS, SIZE_MAX_BYTES, Change, Outcome, Store
 from scoremean.store.check import Check, summary
 from scoremean.store.commit import Commit, Meta, scores_in
 from scoremean.store.erasure import Erasure, Tables
@@ -50,9 +50,7 @@ from scoremean.store.files import (
 )
 from scoremean.store.journal import Journal
 
-SIZE_MAX_BYTES = 64 << 30
 SCORE_RANGE = (0, 5)
-ID_RETENTION_SECONDS = 168 * 3600
 GIVE_WAY_MAX_SECONDS = 0.0005
 
 # How often the writer looks whether its files are there still and anything is due; how soon it goes on with what is; and for
@@ -203,18 +201,22 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         counted.acquire(timeout=GIVE_WAY_MAX_SECONDS)  # pylint: disable=consider-using-with
         return future
 
-    def get(self, uuids: Sequence[str]) -> list[Tally | None]:
+    def get(self, uuids: Iterable[Text]) -> list[Tally | None]:
         """Return the durable tally of each UUID, all as of the same commit; None for one without a score."""
-        keys = [codec.pack_uuid(require_uuid(uuid)) for uuid in uuids]
+        uuids = require_uuids(uuids)
+        keys = [codec.pack_uuid(uuid) for uuid in uuids]
         with self._snapshot() as txn:
             return [self._journal.get(uuid) or self._in_means(txn, key) for uuid, key in zip(uuids, keys)]
 
-    def scan(self, after: str | None, limit: int) -> Page:
+    def scan(self, after: Text | None, limit: int) -> Page:
         """Return up to `limit` tallies in the order of UUIDs by code point, from behind `after`."""
+        after = after if after is None else require_uuid(after)
+        if limit < 1:
+            raise InvalidQuery(f"limit must be at least 1, not {limit}")
         tallies: list[tuple[str, Tally]] = []
         with self._snapshot() as txn:
             for key, value in _items_after(txn.cursor(self._tables.means), after):
-                if len(tallies) == limit:
+                if len(tallies) >= limit:
                     return Page(tallies, tallies[-1][0] if tallies else after)
                 uuid = codec.unpack_uuid(key)
                 tallies.append((uuid, self._journal.get(uuid) or codec.unpack_tally(value)))
@@ -225,7 +227,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         with self._reading:
             txn = self._begin()
             journal = self._journal.all()
-        with txn:
+        with self._until_closed(txn):
             for key, value in txn.cursor(self._tables.means):
                 uuid = codec.unpack_uuid(key)
                 yield uuid, journal.get(uuid) or codec.unpack_tally(value)
@@ -236,15 +238,15 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
             uuids = txn.stat(self._tables.means)["entries"]
             scores = self._journal.total.count
             ids = self._journal.kept
-        info = self._env.info()
-        size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
+            info = self._env.info()
+            size_bytes = (info["last_pgno"] + 1) * self._env.stat()["psize"]
         return Stats(uuids, scores, ids, size_bytes, info["map_size"])
 
     def check(self) -> list[str]:
         """Read everything in one snapshot and return a sentence for each damage found."""
         with self._reading:
             txn = self._begin()
-        with txn:
+        with self._until_closed(txn):
             return list(Check(txn, self._tables).damages())
 
     def copy_to(self, descriptor: int) -> None:
@@ -284,7 +286,8 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
             while self._is_late() and time.monotonic() < ends and self._writer_thread.submit(self._commit_what_is_due).result():
                 pass
         self._writer_thread.shutdown(wait=True)
-        self._env.close()
+        with self._reading:
+            self._env.close()
         self._unlock()
 
     def after_fork(self) -> None:
@@ -305,6 +308,17 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         """Give a read transaction, with the journal as of the same commit. The writer waits for its end: keep it short."""
         with self._reading, self._begin() as txn:
             yield txn
+
+    @contextmanager
+    def _until_closed(self, txn: lmdb.Transaction) -> Iterator[None]:
+        """Use a transaction that is too long to hold the writer up, and that a `close` ends. Raises StoreError then."""
+        try:
+            with txn:
+                yield
+        except lmdb.Error as error:
+            if self._closed:
+                raise StoreError(f"the store {self.path} was closed meanwhile") from error
+            raise
 
     def _begin(self, entries_max: int | None = None) -> lmdb.Transaction:
         """Return a read transaction of the last commit, and bring the journal up to it, or by `entries_max` nearer to it."""

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from itertools import chain, groupby, islice
 from struct import Struct as Layout
@@ -30,7 +30,7 @@ from msgspec import Struct
 from scoremean import errors
 from scoremean.counts import Counts
 from scoremean.errors import Fault, InvalidScore, OutcomeUnknown, RequestError, StoreError, StoreFull
-from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Text, Void, Voided
 from scoremean.store.base import Change, Outcome, Store
 
 _log = logging.getLogger(__name__)
@@ -202,13 +202,17 @@ class RemoteStore(Store):
         self._on_loop(self._send, future, pack_changes(batch))
         return future
 
-    def get(self, uuids: Sequence[str]) -> list[Tally | None]:
+    def get(self, uuids: Iterable[Text]) -> list[Tally | None]:
         """Return the durable tally of each UUID; see Store.get."""
         return self._reader.get(uuids)
 
-    def scan(self, after: str | None, limit: int) -> Page:
+    def scan(self, after: Text | None, limit: int) -> Page:
         """Return a page of tallies; see Store.scan."""
         return self._reader.scan(after, limit)
+
+    def tallies(self) -> Iterator[tuple[str, Tally]]:
+        """Yield every UUID with its tally; see Store.tallies."""
+        return self._reader.tallies()
 
     def stats(self) -> Stats:
         """Return what the store holds; see Store.stats."""
