@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -393,6 +394,6 @@ def _shown(value: Any) -> str:
     """Return `value` as JSON for a sentence, cut to a length that a log line can bear."""
     try:
         text = json.dumps(value)
-    except (TypeError, ValueError):  # MessagePack has values that JSON has not
-        text = ascii(value)
+    except (TypeError, ValueError, RecursionError):  # MessagePack has values that JSON has not; and writing needs more stack
+        text = reprlib.repr(value)
     return text if len(text) <= _SHOWN_MAX_CHARACTERS else text[:_SHOWN_MAX_CHARACTERS] + "..."
