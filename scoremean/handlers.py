@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import hdrs
@@ -30,7 +30,7 @@ from scoremean.errors import (
 )
 from scoremean.live import Live
 from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
-from scoremean.server import Response, Route, Stream, describe, read_body, respond
+from scoremean.server import Response, Route, Stream, decoded_path, describe, read_body, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store, ask
 from scoremean.validation import (
@@ -194,7 +194,7 @@ class Handlers:
 
     async def get_page_file(self, request: BaseRequest) -> Response:
         """Answer a file that the page refers to."""
-        if (asset := page_files().get(_raw_in_path(request))) is None:
+        if (asset := page_files().get(_variable(request))) is None:
             raise UnknownRoute(f"there is no {request.rel_url.raw_path}")
         return _asset(request, asset)
 
@@ -268,17 +268,17 @@ def _asset(request: BaseRequest, asset: Asset) -> Response:
     return Response(asset.body, content_type=asset.content_type, headers=headers)
 
 
-def _raw_in_path(request: BaseRequest) -> str:
-    """Return what the path has behind its first segment: only there a slash and its %2F, or a dot, are as they were sent."""
-    return request.rel_url.raw_path.split("/", 2)[2]
+def _variable(request: BaseRequest) -> str:
+    """Return what stands for the variable in the path of a route that has one: all behind the first segment, slashes too."""
+    return decoded_path(request).split("/", 2)[2]
 
 
 def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
-    """Return what the path has behind its first segment, decoded."""
-    raw = _raw_in_path(request)
+    """Return what stands for the variable in the path, once `require` takes it."""
+    text = _variable(request)
     try:
-        return require(unquote_to_bytes(raw.encode(errors="surrogateescape")).decode())
-    except UnicodeDecodeError:
-        raise MalformedRequest("the path is not percent-encoded UTF-8") from None
+        return require(text)
     except InvalidScore as error:
+        if text.encode(errors="replace").decode() != text:
+            raise MalformedRequest("the path is not percent-encoded UTF-8") from None
         raise type(error)(f"in the path, {error}") from None

@@ -257,6 +257,15 @@ class Route(NamedTuple):
 _NOTHING: dict[str, Route] = {}
 
 
+def decoded_path(request: web.BaseRequest) -> str:
+    """Return the path of `request`, percent-decoded as a whole: in this text alone a route is found, and what its variable is.
+
+    Bytes that are not UTF-8 stand in it as lone surrogates.
+    """
+    path = request.rel_url.raw_path or "/"  # the absolute form may have none (RFC 9112, 3.2.2)
+    return unquote(path, errors="surrogateescape") if "%" in path else path
+
+
 class Router:
     """Finds the route of a request. GET routes answer HEAD too.
 
@@ -274,23 +283,20 @@ class Router:
             methods |= dict.fromkeys(("GET", "HEAD") if route.method == "GET" else (route.method,), route)
 
     def find(self, request: web.BaseRequest) -> Route:
-        """Return what answers `request`. Raises UnknownRoute, MethodNotAllowed."""
-        path, method = request.rel_url.raw_path, request.method
-        if (route := self._exact.get(path, _NOTHING).get(method)) is not None:
+        """Return what answers `request`. Raises MalformedRequest, UnknownRoute, MethodNotAllowed."""
+        if "#" in request.raw_path:  # aiohttp would cut off what follows, and another UUID would be read, or forgotten
+            raise MalformedRequest("a # must be percent-encoded: %23")
+        path, method = decoded_path(request), request.method
+        exact = self._exact.get(path, _NOTHING)
+        if (route := exact.get(method)) is not None:
             return route
-        exact, below = self._methods(path)
-        if route := exact.get(method) or below.get(method):
+        below = self._below.get(path[: path.find("/", 1) + 1], _NOTHING)
+        if (route := below.get(method)) is not None:
             return route
-        if not exact and not below:
-            exact, below = self._methods(unquote(path, errors="replace"))
-            if route := exact.get(method) or below.get(method):
-                return route
+        path = request.rel_url.raw_path
         if allowed := ", ".join(sorted(exact | below)):
             raise MethodNotAllowed(f"{path} has no {method}; it has {allowed}", allowed)
         raise UnknownRoute(f"there is no {path}; docs/http.md lists the routes")
-
-    def _methods(self, path: str) -> tuple[dict[str, Route], dict[str, Route]]:
-        return self._exact.get(path, _NOTHING), self._below.get(path[: path.find("/", 1) + 1], _NOTHING)
 
 
 class Server(web.Server):

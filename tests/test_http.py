@@ -306,6 +306,7 @@ BAD_REQUESTS = {
     "Expect other than 100-continue": (raw_post("Expect: tea"), 417, "expectation-failed"),
     "unknown route": (raw_request("GET /nothing/%ff"), 404, "unknown-route"),
     "wrong method": (raw_request("PUT /scores", length=0), 405, "method-not-allowed"),
+    "`#` in the path": (raw_request("DELETE /means/a1-b1#2"), 400, "malformed-request"),
 }
 
 
