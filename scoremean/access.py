@@ -87,8 +87,11 @@ class Tokens:
         """Read the file again. Raises SettingError, and keeps what it had."""
         self._rights = [(_digest(token), right) for token, right in read_tokens(self._path)]
 
-    def require(self, authorization: str | None, needed: Right) -> None:
+    def require(self, authorization: str, needed: Right) -> None:
         """Return if a request with this Authorization header may use a route that needs this right.
+
+        Args:
+            authorization: empty if there is none; of several all, with commas between (RFC 9110, 5.3).
 
         Raises:
             Unauthorized: no token, or none of these.
@@ -96,7 +99,7 @@ class Tokens:
         """
         if needed is Right.NONE:
             return
-        match = _BEARER.fullmatch(authorization or "")
+        match = _BEARER.fullmatch(authorization)
         if match is None:
             raise Unauthorized("this needs the header Authorization: Bearer TOKEN")
         digest, found = _digest(match[1]), Right.NONE

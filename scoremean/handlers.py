@@ -94,13 +94,13 @@ class Handlers:
     async def post_scores(self, request: BaseRequest) -> Response:
         """Count one score, or a batch of them, and answer each mean right after it, once all are durable."""
         kind = media_type(request.headers, SCORE_TYPES)
-        skip = decode_on_error(request.query) if request.rel_url.raw_query_string else False
+        skip = decode_on_error(query) if (query := request.rel_url.raw_query_string) else False
         body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
         if is_batch(body, kind):
             return await self._post_batch(request, kind, body, skip)
         decode = self.decoder.decode if kind == JSON else self.decoder.decode_msgpack
         score = decode(body) if len(body) <= INLINE_MAX_BYTES else await asyncio.to_thread(decode, body)
-        score = with_key(score, request.headers.get("Idempotency-Key"))
+        score = with_key(score, request.headers.getall("Idempotency-Key", ()))
         tally = await self.writer.post(score)
         response = respond(Mean(score.uuid, tally.mean), content_type=kind)
         if isinstance(tally, Replay):
@@ -151,7 +151,7 @@ class Handlers:
 
     async def list_means(self, request: BaseRequest) -> Response:
         """Answer a page of means in the order of UUIDs, with a Link to the next one."""
-        after, limit = decode_page(request.query)
+        after, limit = decode_page(request.rel_url.raw_query_string)
         if not self.store.ordered:
             raise NotSupported(
                 "this store keeps no order of UUIDs, so it lists none: use `scoremean export`, or POST /means/query"
@@ -177,7 +177,7 @@ class Handlers:
 
     async def get_events(self, request: BaseRequest) -> Response:
         """Answer with what happens, as server-sent events, until the client goes or the service stops."""
-        return Stream(self.live.stream(decode_min_count(request.query)), content_type=EVENTS)
+        return Stream(self.live.stream(decode_min_count(request.rel_url.raw_query_string)), content_type=EVENTS)
 
     async def get_metrics(self, _: BaseRequest) -> Response:
         """Answer what Prometheus scrapes."""

@@ -397,7 +397,7 @@ class _Boundary:
             route = self._router.find(request)
             first_cell = route.first_cell
             if self._tokens is not None:
-                self._tokens.require(headers.get(hdrs.AUTHORIZATION), route.right)
+                self._tokens.require(", ".join(headers.getall(hdrs.AUTHORIZATION, ())), route.right)
             if hdrs.EXPECT in headers:
                 await _expect(request)
             response = await route.handler(request)

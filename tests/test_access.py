@@ -144,6 +144,14 @@ async def test_without_a_known_token_it_is_401(store, token_file, header, caplog
     assert not caplog.records
 
 
+async def test_of_two_tokens_none_is_taken(store, token_file):
+    """Nobody else on the way could know which one counts."""
+    async with running(store, token_file=token_file) as service:
+        for tokens in ((READ, WRITE), (WRITE, READ), (READ, READ)):
+            raw = raw_request("GET /stats", *(f"Authorization: Bearer {token}" for token in tokens))
+            assert (await exchange(service, raw))[0] == 401
+
+
 async def test_a_token_that_may_read_does_not_write(store, token_file):
     """403 on each route that writes; one that may write does both."""
     body = {"UUID": "a", "score": 5, "id": "k"}

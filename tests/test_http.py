@@ -240,6 +240,8 @@ BAD_REQUESTS = {
         "invalid-id",
     ),
     "Idempotency-Key on a batch": (raw_post("Idempotency-Key: k", body=b"[]"), 422, "invalid-id"),
+    "two headers Idempotency-Key": (raw_post("Idempotency-Key: k", "Idempotency-Key: k"), 422, "invalid-id"),
+    "two keys in one Idempotency-Key": (raw_post('Idempotency-Key: "k", "l"'), 422, "invalid-id"),
     "on_error neither stop nor skip": (
         raw_request("POST /scores?on_error=x", "Content-Type: application/json", body=OK_BODY),
         422,
@@ -290,6 +292,9 @@ BAD_REQUESTS = {
     "listing with limit x": (raw_request("GET /means?limit=x"), 422, "invalid-query"),
     "listing after what is no UUID": (raw_request("GET /means?after=a%00"), 422, "invalid-query"),
     "listing with an unknown parameter": (raw_request("GET /means?offset=5"), 422, "invalid-query"),
+    "listing with a parameter twice": (raw_request("GET /means?limit=5&limit=5"), 422, "invalid-query"),
+    "parameter not UTF-8": (raw_request("GET /means?after=%ff"), 400, "malformed-request"),
+    "name of a parameter not UTF-8": (raw_request("GET /events?min_count=1&%ED%A0%80"), 400, "malformed-request"),
     "delete of a UUID without a score": (raw_request("DELETE /means/nobody"), 404, "unknown-uuid"),
     "void of an unknown id": (raw_request("DELETE /scores/nobody"), 404, "unknown-id"),
     "void of an invalid id": (raw_request("DELETE /scores/a%0Ab"), 422, "invalid-id"),
