@@ -20,7 +20,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from email.utils import formatdate
 from functools import lru_cache
@@ -205,10 +205,10 @@ def problem(error: ScoremeanError) -> Response:
 
 
 async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
-    """Return the whole body of `request`.
+    """Return the whole body of `request`; ask for it first if the client waits for that (RFC 9110, 10.1.1).
 
     Raises:
-        BodyTooLarge: it is longer than `max_bytes`.
+        BodyTooLarge: it is longer than `max_bytes`, or says so before it comes.
         RequestTimeout: it did not arrive in time.
         web.RequestPayloadError: it ended early.
     """
@@ -216,14 +216,22 @@ async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: f
     if content.is_eof():  # it came with the headers, as nearly all do: no timer needed
         body = content.read_nowait()
     else:
+        if (request.content_length or 0) > max_bytes:
+            raise _too_large(max_bytes)
+        if hdrs.EXPECT in request.headers and request.version >= (1, 1):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             async with asyncio.timeout(timeout_seconds):
                 body = await _read_to_end(content, max_bytes)
         except TimeoutError:
             raise RequestTimeout(f"the body did not arrive within {timeout_seconds} seconds") from None
     if len(body) > max_bytes:
-        raise BodyTooLarge(f"the body is longer than body_max_bytes, {max_bytes} bytes")
+        raise _too_large(max_bytes)
     return body
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is longer than body_max_bytes, {max_bytes} bytes")
 
 
 async def _read_to_end(content: StreamReader, max_bytes: int) -> bytes:
@@ -399,7 +407,7 @@ class _Boundary:
             if self._tokens is not None:
                 self._tokens.require(", ".join(headers.getall(hdrs.AUTHORIZATION, ())), route.right)
             if hdrs.EXPECT in headers:
-                await _expect(request)
+                _require_continue(headers.getall(hdrs.EXPECT))
             response = await route.handler(request)
         except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
             response = _refusal(error, request, id_line)
@@ -444,12 +452,10 @@ def _id_in(id_line: bytes) -> str:
     return id_line.split()[1].decode()
 
 
-async def _expect(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it to send its body (RFC 9110, 10.1.1)."""
-    if request.headers["Expect"].lower() != "100-continue":
+def _require_continue(expectations: Sequence[str]) -> None:
+    """Raise ExpectationFailed unless all that is expected is to be asked for the body."""
+    if any(one.lower() != "100-continue" for one in expectations):
         raise ExpectationFailed("the only Expect header answered is 100-continue")
-    if request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _refusal(error: Exception, request: web.BaseRequest, id_line: bytes) -> Response:

@@ -328,6 +328,44 @@ async def test_a_bad_request_is_refused_and_says_nothing_of_versions(service, st
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (raw_post("Expect: 100-continue", body=b"", length=1001), 413),
+        (raw_post(body=b"", length=1001), 413),
+        (raw_post(body=b"", length=1 << 62), 413),
+        (raw_request("POST /means/query", "Content-Type: application/json", "Expect: 100-continue", length=1001), 413),
+        (raw_request("POST /scores", "Expect: 100-continue", length=100), 415),
+        (raw_request("POST /nothing", "Expect: 100-continue", length=100), 404),
+        (raw_request("GET /livez", "Expect: 100-continue", length=100), 200),
+        (raw_post("Expect: 100-continue", "Expect: tea", body=b"", length=100), 417),
+    ],
+)
+async def test_a_body_that_is_not_wanted_is_not_asked_for(service, raw, status):
+    """The answer comes before it, and nothing else; and it is the last one, for the body may still come."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(raw)
+    found, headers, _ = await read_response(reader)
+    assert (found, headers["connection"]) == (status, "close")
+    writer.close()
+
+
+@pytest.mark.parametrize("raw", [raw_request("GET /livez", "Expect: 100-continue"), raw_post("Expect: 100-continue")])
+async def test_a_body_that_is_there_is_not_asked_for(service, raw):
+    """Nor one that there is none of."""
+    assert (await exchange(service, raw))[0] == 200
+
+
+async def test_a_chunked_body_is_asked_for(service):
+    """Its length is known only when it is there."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(CHUNKED.replace(b"Host", b"Expect: 100-continue\r\nHost"))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(OK_BODY), OK_BODY))
+    assert (await read_response(reader))[0] == 200
+    writer.close()
+
+
 async def test_a_body_that_stops_half_way_is_given_up(service, store):
     """The connection is open and nothing more comes: 408 after body_timeout_seconds."""
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
