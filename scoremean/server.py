@@ -103,7 +103,7 @@ class Response:
         """Send the answer to `request`; returns when it is in the hands of the kernel, or nearly so."""
         body = self.body
         if self.keep_alive is None:
-            self.keep_alive = request.keep_alive
+            self.keep_alive = request.keep_alive and not request.protocol.closing
         head = _head(self.status, self.content_type, int(time.time())) + self.id_line
         for name, value in self.headers.items():
             head += f"{name}: {value}\r\n".encode("ascii")
@@ -374,6 +374,8 @@ class Server(web.Server):
 def _make_request(message: Any, payload: StreamReader, connection: _Connection, writer: Any, task: Any) -> web.BaseRequest:
     connection.payload = payload
     connection.header_due = math.inf
+    if message.upgrade:  # aiohttp drops what came with it, as of a protocol that was switched to: no answer may follow this one
+        connection.close()
     return web.BaseRequest(message, payload, connection, writer, task, connection.loop)
 
 
@@ -506,6 +508,7 @@ class _Connection(web.RequestHandler):
         "_answer_timeout",
         "_answer_due",
         "_closing_due",
+        "_ended",
     )
 
     def __init__(
@@ -526,6 +529,12 @@ class _Connection(web.RequestHandler):
         self._answer_timeout = answer_timeout_seconds
         self.header_due = loop.time() + header_timeout_seconds
         self._answer_due = self._closing_due = math.inf
+        self._ended = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether the next answer is the last one: the service stops, or the client asks for nothing more."""
+        return self._close or (self._ended and not self._messages)
 
     def refuse_with(self, handler: Handler) -> None:
         """Have `handler` answer on this connection."""
@@ -618,7 +627,9 @@ class _Connection(web.RequestHandler):
             if not payload.is_eof():
                 payload.set_exception(web.RequestPayloadError("the body ended before it was complete"))
                 payload.feed_eof()  # or aiohttp goes on reading it after the answer
-        self.close()  # after the answer that is under way
+        self._ended = True
+        if not self._messages:
+            self.close()  # after the answer that is under way; aiohttp would not give those that wait behind it
         return True
 
 

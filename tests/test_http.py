@@ -366,6 +366,47 @@ async def test_a_chunked_body_is_asked_for(service):
     writer.close()
 
 
+@pytest.mark.parametrize("cut", [0, 5, 10_000])
+@pytest.mark.parametrize(
+    "first",
+    [
+        raw_request("GET /livez", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+        raw_request("GET /livez", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+        raw_request("GET /livez", "Connection: upgrade", "Upgrade: TLS/1.0, HTTP/1.1"),
+        raw_request("GET /livez", "Connection: Upgrade", "Upgrade: h2c", body=b"{}"),
+        raw_post("Connection: Upgrade", "Upgrade: h2c"),
+        raw_post("Connection: Upgrade", "Upgrade: websocket"),
+        raw_request("CONNECT localhost:80"),
+    ],
+)
+async def test_an_upgrade_ends_its_connection(service, store, first, cut):
+    """What comes behind it would be of the other protocol, so nothing of it is taken; each answer is the one to its request."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    raw = raw_request("GET /stats") + first + raw_post(body=b'{"UUID": "behind", "score": 5}') * 2
+    writer.write(raw[: len(raw) - cut])
+    await writer.drain()
+    writer.write(raw[len(raw) - cut :])
+    assert "uuids" in (await read_response(reader))[2]
+    status, headers, body = await read_response(reader)
+    assert (status, headers["connection"]) == (405 if b"CONNECT" in first else 200, "close")
+    assert body.get("mean", 5.0) == 5.0 and "uuids" not in body
+    assert await reader.read() == b""
+    assert store.get(["behind"]) == [None]
+    writer.close()
+
+
+async def test_requests_behind_each_other_are_all_answered(service):
+    """Also when the client closes its sending side with the last of them."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(raw_post() * 50)
+    writer.write_eof()
+    for left in reversed(range(50)):
+        status, headers, _ = await read_response(reader)
+        assert (status, headers.get("connection")) == (200, None if left else "close")
+    assert await reader.read() == b""
+    writer.close()
+
+
 async def test_a_body_that_stops_half_way_is_given_up(service, store):
     """The connection is open and nothing more comes: 408 after body_timeout_seconds."""
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
