@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import re
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 
@@ -12,6 +14,7 @@ import pytest
 from scoremean.app import Service
 from scoremean.handlers import Handlers
 from scoremean.model import Score
+from tests.support import LONG
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # What stands for variables: UUIDs that are the end of another route, or hold what paths are made of; and a file.
@@ -106,3 +109,67 @@ async def test_no_path_is_a_500(service, caplog, route, method):
         assert status < 400 or headers["content-type"] == "application/problem+json"
         assert status < 400 or method == "HEAD" or json.loads(body)["status"] == status
     assert not caplog.records
+
+
+LINES = (
+    *("GET /means/a1-b1", "HEAD /means?limit=1", "POST /scores", "POST /scores?on_error=skip", "POST /means/query"),
+    *("DELETE /scores/k", "DELETE /means/b", "OPTIONS *", "CONNECT localhost:80", "GET http://other/livez", "PUT /stats"),
+    *("GET /means?after=%ff", "GET /means?limit=1&&limit=", "GET /docs?%00", "GET /means?after=" + "%F0%9F%98%80" * 70),
+)
+# What is read here or may be left alone, and what must end the connection.
+HEADERS = (
+    *("Content-Type: application/json", "Content-Type: application/x-ndjson", "Content-Type: application/msgpack"),
+    *("Content-Type: application/json; charset=utf-8", "Content-Type:"),
+    *("Content-Encoding: gzip", "Content-Encoding: identity", "Expect: 100-continue", "Expect: ,", "Expect:"),
+    *("Connection: keep-alive, Upgrade", "Connection: Upgrade", "Upgrade: h2c", "Upgrade: websocket", "Upgrade: \xe9", "TE: x"),
+    *("Range: bytes=0-1", "Range: bytes=-", "If-Range: *", 'If-None-Match: "3-1"', "If-None-Match: *", "If-None-Match: ,,W/,"),
+    *("If-None-Match: \xff", "If-Match: x", "Idempotency-Key: k", 'Idempotency-Key: "', "Idempotency-Key: \xff"),
+    *('Idempotency-Key: "\\"', "X-Request-Id: a b", "X-Request-Id: \xff", "Authorization: Bearer"),
+    *("Accept: \xff", "Cookie: a=\xff"),
+)
+BAD_HEADERS = (
+    *("Content-Length: 29", "Content-Length: -1", "Content-Length: 29, 29", "Content-Length: 99999999999999999999"),
+    *("Content-Length: 1e2", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding:", "Connection: close", "Host: localhost"),
+    *("Host: [::1", "Sec-WebSocket-Key1: 1", "X: " + "x" * 9000, "X" * 9000 + ": x", " folded: x", "No colon", ": no name"),
+    *("X\x00: x", "X: \x00"),
+)
+BODIES = (
+    *(b"{}", b'{"UUID": "a1-b1", "score": 5}', b'[{"UUID": "a1-b1", "score": 5}]', b'["a1-b1"]', b"\x81\xa4UUID", b"\xff" * 29),
+    *(b"[" * 980, b'{"UUID": ' + b"[" * 980 + b"]" * 980 + b"}"),
+)
+CHUNKS = (b'1d\r\n{"UUID": "a1-b1", "score": 5}\r\n0\r\n\r\n', b"0\r\nX: y\r\n\r\n", b"-1\r\n", b"fffffffffffffffff\r\n")
+ANSWER = re.compile(rb"^HTTP/1\.1 (\d{3}) [A-Z][A-Za-z -]*\r\nServer: scoremean\r\n", re.MULTILINE)
+
+
+def made_up(rng: random.Random) -> bytes:
+    """Return a request that is odd, or broken."""
+    version = rng.choice((" HTTP/1.1",) * 8 + (" HTTP/1.0", " HTTP/2.0", ""))
+    lines = [rng.choice(LINES) + version, "Host: localhost", *rng.sample(HEADERS, rng.randrange(5))]
+    if rng.random() < 0.2:
+        lines += rng.sample(BAD_HEADERS, rng.randrange(1, 3))
+    body, framing = b"", "X: no body"
+    if rng.random() < 0.7:
+        body, chunked = rng.choice(BODIES), rng.choice(CHUNKS)
+        body, framing = rng.choice(((body, f"Content-Length: {len(body)}"), (chunked, "Transfer-Encoding: chunked")))
+    raw = bytearray("\r\n".join([*lines, framing, "", ""]).encode("latin-1") + body)
+    for _ in range(rng.choice((0, 0, 0, 0, 3))):
+        at = rng.randrange(len(raw))
+        raw[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+    return bytes(raw)
+
+
+async def test_no_bytes_are_a_500(service, caplog):
+    """Each connection sends up to three made-up requests and closes its side; what comes back are answers, whole ones."""
+    rng = random.Random(12)
+    for _ in range(20_000 if LONG else 2000):
+        raw = b"".join(made_up(rng) for _ in range(rng.randrange(1, 4)))
+        reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+        writer.write(raw)
+        writer.write_eof()
+        found = await reader.read()
+        writer.close()
+        statuses = [int(status) for status in ANSWER.findall(found)]
+        assert not found or found.startswith(b"HTTP/1.1 "), raw
+        assert all(status < 500 for status in statuses), raw
+        assert not caplog.records, raw
+    assert (await ask(service, "GET", ["/livez"]))[0][0] == 200
