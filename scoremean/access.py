@@ -9,6 +9,7 @@ read before goes on being used. No token is ever part of a message.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -87,8 +88,11 @@ class Tokens:
         """Read the file again. Raises SettingError, and keeps what it had."""
         self._rights = [(_digest(token), right) for token, right in read_tokens(self._path)]
 
-    def require(self, authorization: str | None, needed: Right) -> None:
+    def require(self, authorization: str, needed: Right) -> None:
         """Return if a request with this Authorization header may use a route that needs this right.
+
+        Args:
+            authorization: empty if there is none; of several all, with commas between (RFC 9110, 5.3).
 
         Raises:
             Unauthorized: no token, or none of these.
@@ -96,7 +100,7 @@ class Tokens:
         """
         if needed is Right.NONE:
             return
-        match = _BEARER.fullmatch(authorization or "")
+        match = _BEARER.fullmatch(authorization)
         if match is None:
             raise Unauthorized("this needs the header Authorization: Bearer TOKEN")
         digest, found = _digest(match[1]), Right.NONE
@@ -167,6 +171,10 @@ class Tls:
     def reload(self) -> None:
         """Read the files again. Raises SettingError, and keeps what it had."""
         self._newest = _make_context(self._settings)
+
+    def still_trusts(self, transport: asyncio.Transport) -> bool:
+        """Return whether the client that is connected has shown a certificate, if it must, to what was read last."""
+        return not self._settings.tls_client_ca or transport.get_extra_info("ssl_object").context is self._newest
 
     def _use_newest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         # Called in each handshake, with or without a name. Loading into the listening context instead would leave half of
@@ -250,16 +258,26 @@ class Access:
         loopback = not settings.unix_socket and not settings.exposed
         self.hosts = Hosts([settings.host, *names]) if loopback or names else None
 
-    @property
-    def reloadable(self) -> bool:
-        """Whether there is a file to read again."""
-        return self.tokens is not None or self.tls is not None
-
     def reload(self) -> None:
         """Read all files again; one that is at fault is logged, and what it held before stays."""
+        if self.tokens is None and self.tls is None:
+            _log.info("there is nothing to read again: neither a token_file nor TLS")
         for name, part in (("token_file", self.tokens), ("the files of TLS", self.tls)):
             if part is not None:
                 _reload(name, part.reload)
+
+    def still_trusts(self, transport: asyncio.Transport) -> bool:
+        """Return whether a connection that was let in may stay: a request is checked each time, a certificate only at first."""
+        return self.tls is None or self.tls.still_trusts(transport)
+
+    def still_allows(self, transport: asyncio.Transport, authorization: str, needed: Right) -> bool:
+        """Return whether a request that was let in would be let in now; see Tokens.require."""
+        try:
+            if self.tokens is not None:
+                self.tokens.require(authorization, needed)
+        except (Unauthorized, Forbidden):
+            return False
+        return self.still_trusts(transport)
 
 
 def _reload(name: str, load: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDam
 from scoremean.model import Mean
 from scoremean.notify import READY, notify
 from scoremean.operate import backup, check, check_file, restore, stream
-from scoremean.settings import SETTINGS, Settings, add_flags, resolve
+from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Store
 from scoremean.store.files import DATA_FILE
@@ -47,6 +48,8 @@ _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_S
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb in `arguments` (default: the command line) and return its exit code."""
     options = parser().parse_args(arguments)
+    for sentence in unknown_variables(os.environ):
+        print(f"scoremean: {sentence}", file=sys.stderr)
     try:
         settings = resolve(vars(options), os.environ)
         return options.run(options, settings)
@@ -113,7 +116,7 @@ def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str
 
 
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
-    from scoremean.app import serve
+    from scoremean.app import ignore_signals, serve
     from scoremean.logs import log_to_stderr
     from scoremean.workers import loop_factory, serve_with_workers
 
@@ -131,6 +134,7 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             run = serve if alone else serve_with_workers
             ended_well = runner.run(run(settings, store, _version(), announce))
+            ignore_signals(runner.get_loop())
     return OK if ended_well else FAILED
 
 
@@ -141,12 +145,12 @@ def _greeting(url: str, settings: Settings, store: Store) -> str:
     lines = [f"listening on {url}", f"store  {holds}"]
     base, curl = url, "curl"
     if settings.unix_socket:
-        base, curl = "http://localhost", f"curl --unix-socket {settings.unix_socket}"
+        base, curl = "http://localhost", f"curl --unix-socket {shlex.quote(settings.unix_socket)}"
     else:
         lines.insert(1, f"page   {url}/")
     token = "-H 'Authorization: Bearer TOKEN' " if settings.token_file else ""
     score = f'\'{{"UUID": "a1-b1", "score": {settings.score_max}}}\''
-    lines.append(f"post   {curl} {base}/scores {token}-H 'Content-Type: application/json' -d {score}")
+    lines.append(f"post   {curl} {shlex.quote(f'{base}/scores')} {token}-H 'Content-Type: application/json' -d {score}")
     return "\n".join(lines)
 
 

@@ -6,10 +6,11 @@ Every refusal is raised as a ScoremeanError; the server turns it into a problem.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import hdrs
@@ -29,7 +30,7 @@ from scoremean.errors import (
 )
 from scoremean.live import Live
 from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
-from scoremean.server import Response, Route, Stream, describe, read_body, respond
+from scoremean.server import Response, Route, Stream, decoded_path, describe, read_body, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store
 from scoremean.validation import (
@@ -55,6 +56,7 @@ INLINE_MAX_BYTES = 32 << 10
 SCORE_TYPES = (JSON, NDJSON, MSGPACK)
 EVENTS = "text/event-stream"
 REPLAYED = "Idempotency-Replayed"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]+)?")
 
 _Result = TypeVar("_Result")
 
@@ -93,13 +95,13 @@ class Handlers:
     async def post_scores(self, request: BaseRequest) -> Response:
         """Count one score, or a batch of them, and answer each mean right after it, once all are durable."""
         kind = media_type(request.headers, SCORE_TYPES)
-        skip = decode_on_error(request.query) if request.rel_url.raw_query_string else False
+        skip = decode_on_error(query) if (query := request.rel_url.raw_query_string) else False
         body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
         if is_batch(body, kind):
             return await self._post_batch(request, kind, body, skip)
         decode = self.decoder.decode if kind == JSON else self.decoder.decode_msgpack
         score = decode(body) if len(body) <= INLINE_MAX_BYTES else await asyncio.to_thread(decode, body)
-        score = with_key(score, request.headers.get("Idempotency-Key"))
+        score = with_key(score, request.headers.getall("Idempotency-Key", ()))
         tally = await self.writer.post(score)
         response = respond(Mean(score.uuid, tally.mean), content_type=kind)
         if isinstance(tally, Replay):
@@ -149,7 +151,7 @@ class Handlers:
 
     async def list_means(self, request: BaseRequest) -> Response:
         """Answer a page of means in the order of UUIDs, with a Link to the next one."""
-        after, limit = decode_page(request.query)
+        after, limit = decode_page(request.rel_url.raw_query_string)
         page = self.store.scan(after, limit)
         response = respond([_mean(uuid, tally) for uuid, tally in page.tallies])
         if page.after is not None:
@@ -170,7 +172,7 @@ class Handlers:
 
     async def get_events(self, request: BaseRequest) -> Response:
         """Answer with what happens, as server-sent events, until the client goes or the service stops."""
-        return Stream(self.live.stream(decode_min_count(request.query)), content_type=EVENTS)
+        return Stream(self.live.stream(decode_min_count(request.rel_url.raw_query_string)), content_type=EVENTS)
 
     async def get_metrics(self, _: BaseRequest) -> Response:
         """Answer what Prometheus scrapes."""
@@ -186,7 +188,7 @@ class Handlers:
 
     async def get_page_file(self, request: BaseRequest) -> Response:
         """Answer a file that the page refers to."""
-        if (asset := page_files().get(_raw_in_path(request))) is None:
+        if (asset := page_files().get(_variable(request))) is None:
             raise UnknownRoute(f"there is no {request.rel_url.raw_path}")
         return _asset(request, asset)
 
@@ -194,7 +196,7 @@ class Handlers:
         """Answer the routes as a page for people."""
         from scoremean import docs  # pylint: disable=import-outside-toplevel  # a service that nobody asks needs it not
 
-        return _asset(request, make_asset("docs.html", docs.encoded(self.settings, self.version)))
+        return _asset(request, make_asset("docs.html", docs.encoded(self.settings, self.version, _address(request))))
 
     async def get_openapi(self, request: BaseRequest) -> Response:
         """Answer the OpenAPI document."""
@@ -260,17 +262,24 @@ def _asset(request: BaseRequest, asset: Asset) -> Response:
     return Response(asset.body, content_type=asset.content_type, headers=headers)
 
 
-def _raw_in_path(request: BaseRequest) -> str:
-    """Return what the path has behind its first segment: only there a slash and its %2F, or a dot, are as they were sent."""
-    return request.rel_url.raw_path.split("/", 2)[2]
+def _address(request: BaseRequest) -> str:
+    """Return the address that `request` was sent to; for a Host header with what a name does not have, HOST stands there."""
+    host = request.headers.get(hdrs.HOST, "")
+    scheme = "https" if "https" in (request.scheme, request.headers.get(hdrs.X_FORWARDED_PROTO)) else "http"
+    return f"{scheme}://{host if _HOST.fullmatch(host) else 'HOST'}"
+
+
+def _variable(request: BaseRequest) -> str:
+    """Return what stands for the variable in the path of a route that has one: all behind the first segment, slashes too."""
+    return decoded_path(request).split("/", 2)[2]
 
 
 def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
-    """Return what the path has behind its first segment, decoded."""
-    raw = _raw_in_path(request)
+    """Return what stands for the variable in the path, once `require` takes it."""
+    text = _variable(request)
     try:
-        return require(unquote_to_bytes(raw.encode(errors="surrogateescape")).decode())
-    except UnicodeDecodeError:
-        raise MalformedRequest("the path is not percent-encoded UTF-8") from None
+        return require(text)
     except InvalidScore as error:
+        if text.encode(errors="replace").decode() != text:
+            raise MalformedRequest("the path is not percent-encoded UTF-8") from None
         raise type(error)(f"in the path, {error}") from None

@@ -20,17 +20,17 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import StreamReader, hdrs, web
-from multidict import istr
+from multidict import MultiMapping, istr
 
 from scoremean.access import Access, Right
 from scoremean.counts import CONNECTIONS, REQUESTS, STATUS_PLACES, STATUSES, Counts, request_cell
@@ -103,7 +103,7 @@ class Response:
         """Send the answer to `request`; returns when it is in the hands of the kernel, or nearly so."""
         body = self.body
         if self.keep_alive is None:
-            self.keep_alive = request.keep_alive
+            self.keep_alive = request.keep_alive and not request.protocol.closing
         head = _head(self.status, self.content_type, int(time.time())) + self.id_line
         for name, value in self.headers.items():
             head += f"{name}: {value}\r\n".encode("ascii")
@@ -133,15 +133,19 @@ class Stream(Response):
 
     Args:
         pieces: what it is made of. It is closed when the client is gone, which is noticed at the next piece.
+
+    Attributes:
+        allowed: whether who asked may still have it; asked before each piece.
     """
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_pieces", "allowed")
 
     def __init__(self, pieces: AsyncGenerator[bytes], *, content_type: str):
         super().__init__(None, headers={"Cache-Control": "no-store"})
         self.content_type = content_type
         self.keep_alive = False
         self._pieces = pieces
+        self.allowed: Callable[[], bool] = lambda: True
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send the answer to `request`; returns when there are no more pieces. Raises ConnectionResetError."""
@@ -150,6 +154,8 @@ class Stream(Response):
             if request.method == "HEAD":
                 return
             async for piece in pieces:
+                if not self.allowed():
+                    return
                 await _write(request, piece)
 
 
@@ -205,10 +211,10 @@ def problem(error: ScoremeanError) -> Response:
 
 
 async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: float) -> bytes:
-    """Return the whole body of `request`.
+    """Return the whole body of `request`; ask for it first if the client waits for that (RFC 9110, 10.1.1).
 
     Raises:
-        BodyTooLarge: it is longer than `max_bytes`.
+        BodyTooLarge: it is longer than `max_bytes`, or says so before it comes.
         RequestTimeout: it did not arrive in time.
         web.RequestPayloadError: it ended early.
     """
@@ -216,14 +222,22 @@ async def read_body(request: web.BaseRequest, max_bytes: int, timeout_seconds: f
     if content.is_eof():  # it came with the headers, as nearly all do: no timer needed
         body = content.read_nowait()
     else:
+        if (request.content_length or 0) > max_bytes:
+            raise _too_large(max_bytes)
+        if hdrs.EXPECT in request.headers and request.version >= (1, 1):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             async with asyncio.timeout(timeout_seconds):
                 body = await _read_to_end(content, max_bytes)
         except TimeoutError:
             raise RequestTimeout(f"the body did not arrive within {timeout_seconds} seconds") from None
     if len(body) > max_bytes:
-        raise BodyTooLarge(f"the body is longer than body_max_bytes, {max_bytes} bytes")
+        raise _too_large(max_bytes)
     return body
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is longer than body_max_bytes, {max_bytes} bytes")
 
 
 async def _read_to_end(content: StreamReader, max_bytes: int) -> bytes:
@@ -257,6 +271,15 @@ class Route(NamedTuple):
 _NOTHING: dict[str, Route] = {}
 
 
+def decoded_path(request: web.BaseRequest) -> str:
+    """Return the path of `request`, percent-decoded as a whole: in this text alone a route is found, and what its variable is.
+
+    Bytes that are not UTF-8 stand in it as lone surrogates.
+    """
+    path = request.rel_url.raw_path or "/"  # the absolute form may have none (RFC 9112, 3.2.2)
+    return unquote(path, errors="surrogateescape") if "%" in path else path
+
+
 class Router:
     """Finds the route of a request. GET routes answer HEAD too.
 
@@ -274,23 +297,20 @@ class Router:
             methods |= dict.fromkeys(("GET", "HEAD") if route.method == "GET" else (route.method,), route)
 
     def find(self, request: web.BaseRequest) -> Route:
-        """Return what answers `request`. Raises UnknownRoute, MethodNotAllowed."""
-        path, method = request.rel_url.raw_path, request.method
-        if (route := self._exact.get(path, _NOTHING).get(method)) is not None:
+        """Return what answers `request`. Raises MalformedRequest, UnknownRoute, MethodNotAllowed."""
+        if "#" in request.raw_path:  # aiohttp would cut off what follows, and another UUID would be read, or forgotten
+            raise MalformedRequest("a # must be percent-encoded: %23")
+        path, method = decoded_path(request), request.method
+        exact = self._exact.get(path, _NOTHING)
+        if (route := exact.get(method)) is not None:
             return route
-        exact, below = self._methods(path)
-        if route := exact.get(method) or below.get(method):
+        below = self._below.get(path[: path.find("/", 1) + 1], _NOTHING)
+        if (route := below.get(method)) is not None:
             return route
-        if not exact and not below:
-            exact, below = self._methods(unquote(path, errors="replace"))
-            if route := exact.get(method) or below.get(method):
-                return route
+        path = request.rel_url.raw_path
         if allowed := ", ".join(sorted(exact | below)):
             raise MethodNotAllowed(f"{path} has no {method}; it has {allowed}", allowed)
         raise UnknownRoute(f"there is no {path}; docs/http.md lists the routes")
-
-    def _methods(self, path: str) -> tuple[dict[str, Route], dict[str, Route]]:
-        return self._exact.get(path, _NOTHING), self._below.get(path[: path.find("/", 1) + 1], _NOTHING)
 
 
 class Server(web.Server):
@@ -307,6 +327,7 @@ class Server(web.Server):
     def __init__(self, router: Router, access: Access, settings: Settings, counts: Counts):
         boundary = _Boundary(router, access, settings.access_log_every, counts.cells)
         self._cells = counts.cells
+        self._access = access
         # A client that goes away does not cancel what it asked for: a score that is being counted has no way back.
         super().__init__(boundary, request_factory=_make_request, handler_cancellation=False)
         self.refuse = boundary.refuse
@@ -345,6 +366,8 @@ class Server(web.Server):
                 transport.abort()
             elif crowded and connection.idle_seconds(now) > CROWDED_IDLE_SECONDS:
                 connection.force_close()
+            elif not self._access.still_trusts(transport):
+                connection.end()
 
     def _sweep_again(self) -> None:
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep_again)
@@ -360,6 +383,8 @@ class Server(web.Server):
 def _make_request(message: Any, payload: StreamReader, connection: _Connection, writer: Any, task: Any) -> web.BaseRequest:
     connection.payload = payload
     connection.header_due = math.inf
+    if message.upgrade:  # aiohttp drops what came with it, as of a protocol that was switched to: no answer may follow this one
+        connection.close()
     return web.BaseRequest(message, payload, connection, writer, task, connection.loop)
 
 
@@ -371,6 +396,7 @@ class _Boundary:
 
     def __init__(self, router: Router, access: Access, access_log_every: int, cells: memoryview):
         self._router = router
+        self._access = access
         self._hosts = access.hosts
         self._tokens = access.tokens
         self._cells = cells
@@ -391,10 +417,14 @@ class _Boundary:
             route = self._router.find(request)
             first_cell = route.first_cell
             if self._tokens is not None:
-                self._tokens.require(headers.get(hdrs.AUTHORIZATION), route.right)
+                self._tokens.require(_authorization(headers), route.right)
             if hdrs.EXPECT in headers:
-                await _expect(request)
+                _require_continue(headers.getall(hdrs.EXPECT))
             response = await route.handler(request)
+            if isinstance(response, Stream):
+                response.allowed = partial(
+                    self._access.still_allows, request.transport, _authorization(headers), route.right
+                )
         except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
             response = _refusal(error, request, id_line)
         response.id_line = id_line
@@ -433,17 +463,20 @@ class _Boundary:
         return _last(response)
 
 
+def _authorization(headers: MultiMapping[str]) -> str:
+    """Return the header, empty if there is none; of several all, with commas between (RFC 9110, 5.3), which is no token."""
+    return ", ".join(headers.getall(hdrs.AUTHORIZATION, ()))
+
+
 def _id_in(id_line: bytes) -> str:
     """Return what the header `id_line` calls a request."""
     return id_line.split()[1].decode()
 
 
-async def _expect(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it to send its body (RFC 9110, 10.1.1)."""
-    if request.headers["Expect"].lower() != "100-continue":
+def _require_continue(expectations: Sequence[str]) -> None:
+    """Raise ExpectationFailed unless all that is expected is to be asked for the body."""
+    if any(one.lower() != "100-continue" for one in expectations):
         raise ExpectationFailed("the only Expect header answered is 100-continue")
-    if request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _refusal(error: Exception, request: web.BaseRequest, id_line: bytes) -> Response:
@@ -494,6 +527,7 @@ class _Connection(web.RequestHandler):
         "_answer_timeout",
         "_answer_due",
         "_closing_due",
+        "_ended",
     )
 
     def __init__(
@@ -514,6 +548,12 @@ class _Connection(web.RequestHandler):
         self._answer_timeout = answer_timeout_seconds
         self.header_due = loop.time() + header_timeout_seconds
         self._answer_due = self._closing_due = math.inf
+        self._ended = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether the next answer is the last one: the service stops, or the client asks for nothing more."""
+        return self._close or (self._ended and not self._messages)
 
     def refuse_with(self, handler: Handler) -> None:
         """Have `handler` answer on this connection."""
@@ -549,6 +589,13 @@ class _Connection(web.RequestHandler):
         if not self._waits() or self.header_due != math.inf:
             return 0
         return now - (self._next_keepalive_close_time - self._keepalive_timeout)
+
+    def end(self) -> None:
+        """Close, after the request under way if there is one."""
+        if self._waits():
+            self.force_close()
+        else:
+            self.close()
 
     def _waits(self) -> bool:
         """Return whether no request is under way."""
@@ -606,7 +653,9 @@ class _Connection(web.RequestHandler):
             if not payload.is_eof():
                 payload.set_exception(web.RequestPayloadError("the body ended before it was complete"))
                 payload.feed_eof()  # or aiohttp goes on reading it after the answer
-        self.close()  # after the answer that is under way
+        self._ended = True
+        if not self._messages:
+            self.close()  # after the answer that is under way; aiohttp would not give those that wait behind it
         return True
 
 

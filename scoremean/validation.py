@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -39,6 +41,7 @@ PAGE_DEFAULT_UUIDS = 100
 
 _SHOWN_MAX_CHARACTERS = 40
 _MEMBERS = "UUID, score and, if you like, id"
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 Item = Score | InvalidScore
 
@@ -80,19 +83,24 @@ def media_type(headers: Mapping[str, str], accepted: Sequence[str]) -> str:
     return essence
 
 
-def with_key(score: Score, key: str | None) -> Score:
-    """Return `score` with the value of an Idempotency-Key header, if there is one, as its id.
+def with_key(score: Score, keys: Sequence[str]) -> Score:
+    """Return `score` with the value of the Idempotency-Key header, if there is one, as its id.
 
     The header's draft wants a quoted string (draft-ietf-httpapi-idempotency-key-header-07); many clients send it bare, and
     both are taken.
 
     Raises:
-        InvalidId: the key cannot be an id, or the score has another one.
+        InvalidId: there are two headers, or two keys in one; the key cannot be an id, or the score has another one.
     """
-    if key is None:
+    if not keys:
         return score
-    if len(key) > 1 and key[0] == key[-1] == '"':
-        key = re.sub(r"\\(.)", r"\1", key[1:-1])
+    if len(keys) > 1:
+        raise InvalidId(f"there are {len(keys)} headers Idempotency-Key; send one")
+    [key] = keys
+    if key.startswith('"'):
+        if (quoted := _QUOTED.fullmatch(key)) is None:
+            raise InvalidId("what begins with a quote in the header Idempotency-Key must be one quoted string")
+        key = re.sub(r"\\(.)", r"\1", quoted[1])
     if score.id is not None and score.id != key:
         raise InvalidId("the member id and the header Idempotency-Key differ; send one of them")
     try:
@@ -301,11 +309,31 @@ def decode_uuids(body: bytes, max_uuids: int) -> list[str]:
     return uuids
 
 
-def decode_page(query: Mapping[str, str]) -> tuple[str | None, int]:
-    """Return `(after, limit)` of the parameters of a listing. Raises InvalidQuery, naming the parameter."""
-    if unknown := sorted(query.keys() - {"after", "limit"}):
-        raise InvalidQuery(f"unknown parameter {_shown(unknown[0])}; a listing has after and limit")
-    after, limit = query.get("after"), query.get("limit", str(PAGE_DEFAULT_UUIDS))
+def _parameters(query: str, known: Sequence[str]) -> dict[str, str]:
+    """Return the parameters in a query string, all of which must be `known`, and none there twice.
+
+    Raises:
+        MalformedRequest: it is not percent-encoded UTF-8.
+        InvalidQuery: with the name of the parameter at fault.
+    """
+    found: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise MalformedRequest("the query is not percent-encoded UTF-8") from None
+    for name, value in pairs:
+        if name not in known:
+            raise InvalidQuery(f"unknown parameter {_shown(name)}; this route knows {' and '.join(known)}")
+        if name in found:
+            raise InvalidQuery(f"the parameter {name} is there twice; send it once")
+        found[name] = value
+    return found
+
+
+def decode_page(query: str) -> tuple[str | None, int]:
+    """Return `(after, limit)` of the query string of a listing. Raises as `_parameters` does."""
+    found = _parameters(query, ("after", "limit"))
+    after, limit = found.get("after"), found.get("limit", str(PAGE_DEFAULT_UUIDS))
     try:
         after = after if after is None else require_uuid(after)
     except InvalidUUID as error:
@@ -315,22 +343,18 @@ def decode_page(query: Mapping[str, str]) -> tuple[str | None, int]:
     return after, int(limit)
 
 
-def decode_min_count(query: Mapping[str, str]) -> int:
-    """Return the scores that a UUID must have to be in an overview. Raises InvalidQuery, naming the parameter."""
-    if unknown := sorted(query.keys() - {"min_count"}):
-        raise InvalidQuery(f"unknown parameter {_shown(unknown[0])}; events have min_count")
-    text = query.get("min_count", "1")
+def decode_min_count(query: str) -> int:
+    """Return the scores that a UUID must have to be in an overview. Raises as `_parameters` does."""
+    text = _parameters(query, ("min_count",)).get("min_count", "1")
     if text not in map(str, MIN_COUNTS):
         choices = f"1, 2, 5, 10, 20, 50 and so on to {MIN_COUNTS[-1]}"
         raise InvalidQuery(f"the parameter min_count must be one of {choices}, not {_shown(text)}")
     return int(text)
 
 
-def decode_on_error(query: Mapping[str, str]) -> bool:
-    """Return whether a batch counts its valid scores and skips the others. Raises InvalidQuery, naming the parameter."""
-    if unknown := sorted(query.keys() - {"on_error"}):
-        raise InvalidQuery(f"unknown parameter {_shown(unknown[0])}; a post has on_error")
-    if (value := query.get("on_error", "stop")) not in ("stop", "skip"):
+def decode_on_error(query: str) -> bool:
+    """Return whether a batch counts its valid scores and skips the others. Raises as `_parameters` does."""
+    if (value := _parameters(query, ("on_error",)).get("on_error", "stop")) not in ("stop", "skip"):
         raise InvalidQuery(f"the parameter on_error must be stop or skip, not {_shown(value)}")
     return value == "skip"
 
@@ -393,6 +417,6 @@ def _shown(value: Any) -> str:
     """Return `value` as JSON for a sentence, cut to a length that a log line can bear."""
     try:
         text = json.dumps(value)
-    except (TypeError, ValueError):  # MessagePack has values that JSON has not
-        text = ascii(value)
+    except (TypeError, ValueError, RecursionError):  # MessagePack has values that JSON has not; and writing needs more stack
+        text = reprlib.repr(value)
     return text if len(text) <= _SHOWN_MAX_CHARACTERS else text[:_SHOWN_MAX_CHARACTERS] + "..."

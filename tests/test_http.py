@@ -241,6 +241,8 @@ BAD_REQUESTS = {
         "invalid-id",
     ),
     "Idempotency-Key on a batch": (raw_post("Idempotency-Key: k", body=b"[]"), 422, "invalid-id"),
+    "two headers Idempotency-Key": (raw_post("Idempotency-Key: k", "Idempotency-Key: k"), 422, "invalid-id"),
+    "two keys in one Idempotency-Key": (raw_post('Idempotency-Key: "k", "l"'), 422, "invalid-id"),
     "on_error neither stop nor skip": (
         raw_request("POST /scores?on_error=x", "Content-Type: application/json", body=OK_BODY),
         422,
@@ -291,6 +293,9 @@ BAD_REQUESTS = {
     "listing with limit x": (raw_request("GET /means?limit=x"), 422, "invalid-query"),
     "listing after what is no UUID": (raw_request("GET /means?after=a%00"), 422, "invalid-query"),
     "listing with an unknown parameter": (raw_request("GET /means?offset=5"), 422, "invalid-query"),
+    "listing with a parameter twice": (raw_request("GET /means?limit=5&limit=5"), 422, "invalid-query"),
+    "parameter not UTF-8": (raw_request("GET /means?after=%ff"), 400, "malformed-request"),
+    "name of a parameter not UTF-8": (raw_request("GET /events?min_count=1&%ED%A0%80"), 400, "malformed-request"),
     "delete of a UUID without a score": (raw_request("DELETE /means/nobody"), 404, "unknown-uuid"),
     "void of an unknown id": (raw_request("DELETE /scores/nobody"), 404, "unknown-id"),
     "void of an invalid id": (raw_request("DELETE /scores/a%0Ab"), 422, "invalid-id"),
@@ -307,6 +312,7 @@ BAD_REQUESTS = {
     "Expect other than 100-continue": (raw_post("Expect: tea"), 417, "expectation-failed"),
     "unknown route": (raw_request("GET /nothing/%ff"), 404, "unknown-route"),
     "wrong method": (raw_request("PUT /scores", length=0), 405, "method-not-allowed"),
+    "`#` in the path": (raw_request("DELETE /means/a1-b1#2"), 400, "malformed-request"),
 }
 
 
@@ -321,6 +327,85 @@ async def test_a_bad_request_is_refused_and_says_nothing_of_versions(service, st
     assert headers["server"] == "scoremean"
     assert store.stats().scores == 0
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (raw_post("Expect: 100-continue", body=b"", length=1001), 413),
+        (raw_post(body=b"", length=1001), 413),
+        (raw_post(body=b"", length=1 << 62), 413),
+        (raw_request("POST /means/query", "Content-Type: application/json", "Expect: 100-continue", length=1001), 413),
+        (raw_request("POST /scores", "Expect: 100-continue", length=100), 415),
+        (raw_request("POST /nothing", "Expect: 100-continue", length=100), 404),
+        (raw_request("GET /livez", "Expect: 100-continue", length=100), 200),
+        (raw_post("Expect: 100-continue", "Expect: tea", body=b"", length=100), 417),
+    ],
+)
+async def test_a_body_that_is_not_wanted_is_not_asked_for(service, raw, status):
+    """The answer comes before it, and nothing else; and it is the last one, for the body may still come."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(raw)
+    found, headers, _ = await read_response(reader)
+    assert (found, headers["connection"]) == (status, "close")
+    writer.close()
+
+
+@pytest.mark.parametrize("raw", [raw_request("GET /livez", "Expect: 100-continue"), raw_post("Expect: 100-continue")])
+async def test_a_body_that_is_there_is_not_asked_for(service, raw):
+    """Nor one that there is none of."""
+    assert (await exchange(service, raw))[0] == 200
+
+
+async def test_a_chunked_body_is_asked_for(service):
+    """Its length is known only when it is there."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(CHUNKED.replace(b"Host", b"Expect: 100-continue\r\nHost"))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(OK_BODY), OK_BODY))
+    assert (await read_response(reader))[0] == 200
+    writer.close()
+
+
+@pytest.mark.parametrize("cut", [0, 5, 10_000])
+@pytest.mark.parametrize(
+    "first",
+    [
+        raw_request("GET /livez", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+        raw_request("GET /livez", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+        raw_request("GET /livez", "Connection: upgrade", "Upgrade: TLS/1.0, HTTP/1.1"),
+        raw_request("GET /livez", "Connection: Upgrade", "Upgrade: h2c", body=b"{}"),
+        raw_post("Connection: Upgrade", "Upgrade: h2c"),
+        raw_post("Connection: Upgrade", "Upgrade: websocket"),
+        raw_request("CONNECT localhost:80"),
+    ],
+)
+async def test_an_upgrade_ends_its_connection(service, store, first, cut):
+    """What comes behind it would be of the other protocol, so nothing of it is taken; each answer is the one to its request."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    raw = raw_request("GET /stats") + first + raw_post(body=b'{"UUID": "behind", "score": 5}') * 2
+    writer.write(raw[: len(raw) - cut])
+    await writer.drain()
+    writer.write(raw[len(raw) - cut :])
+    assert "uuids" in (await read_response(reader))[2]
+    status, headers, body = await read_response(reader)
+    assert (status, headers["connection"]) == (405 if b"CONNECT" in first else 200, "close")
+    assert body.get("mean", 5.0) == 5.0 and "uuids" not in body
+    assert await reader.read() == b""
+    assert store.get(["behind"]) == [None]
+    writer.close()
+
+
+async def test_requests_behind_each_other_are_all_answered(service):
+    """Also when the client closes its sending side with the last of them."""
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(raw_post() * 50)
+    writer.write_eof()
+    for left in reversed(range(50)):
+        status, headers, _ = await read_response(reader)
+        assert (status, headers.get("connection")) == (200, None if left else "close")
+    assert await reader.read() == b""
+    writer.close()
 
 
 async def test_a_body_that_stops_half_way_is_given_up(service, store):

@@ -16,6 +16,7 @@ from scoremean.errors import ListenError, SettingError
 from scoremean.model import Tally
 from scoremean.settings import Settings
 from tests.support import post
+from tests.test_http import raw_post, read_response
 
 
 async def test_stop_answers_what_was_taken_and_takes_no_more(service, store, monkeypatch):
@@ -34,6 +35,25 @@ async def test_stop_answers_what_was_taken_and_takes_no_more(service, store, mon
         commit.set_result([Tally(5, 1)])
         assert await request == 5.0
         await stopping
+
+
+@pytest.mark.parametrize(("asked", "version"), [("x", b"1.1"), ("keep-alive", b"1.1"), ("keep-alive", b"1.0")])
+async def test_an_answer_during_a_stop_says_that_it_is_the_last(service, store, monkeypatch, asked, version):
+    """Whatever the client asked for, so that it does not send its next request in vain."""
+    commit, held = Future(), asyncio.Event()
+    monkeypatch.setattr(store, "submit", lambda batch: held.set() or commit)
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(raw_post(f"Connection: {asked}").replace(b"HTTP/1.1", b"HTTP/" + version))
+    await held.wait()
+    stopping = asyncio.ensure_future(service.stop())
+    while service._server.connections[0]._close is False:  # pylint: disable=protected-access
+        await asyncio.sleep(0)
+    commit.set_result([Tally(5, 1)])
+    status, headers, _ = await read_response(reader)
+    assert (status, headers["connection"]) == (200, "close")
+    assert await reader.read() == b""
+    writer.close()
+    await stopping
 
 
 async def test_ready_ends_when_a_commit_fails(client, service, store, monkeypatch, caplog):

@@ -125,6 +125,17 @@ def test_a_member_that_stands_twice_must_be_valid_each_time():
     assert "stands twice" in caught.value.faults[0].detail
 
 
+@pytest.mark.parametrize("kind", [JSON_TYPE, MSGPACK])
+def test_a_value_that_is_just_not_nested_too_deeply_is_refused(kind):
+    """Reading it needs a little less of the stack than writing it into a message."""
+    start, end = (b'{"UUID":', b"}") if kind == JSON_TYPE else (b"\x81\xa4UUID", b"")
+    opening, closing = (b"[", b"]") if kind == JSON_TYPE else (b"\x91", b"\x01")
+    for depth in range(500, 1100):
+        body = start + opening * depth + (closing * depth if kind == JSON_TYPE else closing) + end
+        with pytest.raises((InvalidScore, MalformedRequest)):
+            (DECODER.decode if kind == JSON_TYPE else DECODER.decode_msgpack)(body)
+
+
 def test_a_long_value_is_cut_in_the_message():
     """A client cannot make an answer as large as its body."""
     with pytest.raises(InvalidScore) as caught:

@@ -156,7 +156,7 @@ def _decode_uuids(body: bytes) -> bool:
 def _with_key(body: bytes) -> bool:
     """An Idempotency-Key, as aiohttp gives a header: UTF-8, and what is not as lone surrogates."""
     key = body.decode(errors="surrogateescape")
-    score = validation.with_key(Score("a1-b1", 5), key)
+    score = validation.with_key(Score("a1-b1", 5), [key])
     assert score.id is not None and score.id in (key, re.sub(r"\\(.)", r"\1", key[1:-1]))
     return True
 
@@ -173,10 +173,9 @@ def _media_type(body: bytes) -> bool:
 def _queries(body: bytes) -> bool:
     """The parameters of a listing and of a post."""
     text = body.decode(errors="surrogateescape")
-    values = dict(part.partition("=")[::2] for part in text.split("&"))
-    if "on_error" in values:
-        return validation.decode_on_error(values)
-    _, limit = validation.decode_page(values)
+    if "on_error" in text:
+        return validation.decode_on_error(text)
+    _, limit = validation.decode_page(text)
     assert 1 <= limit <= validation.PAGE_MAX_UUIDS
     return True
 
