@@ -132,7 +132,8 @@ class Writer:
 
     def _fail(self, waiting: Waiting, error: BaseException) -> None:
         if not self.failed.done():
-            _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
+            traceback = not isinstance(error, ScoremeanError) and error  # else its sentence says it all
+            _log.critical("a commit failed, the service must stop: %r", error, exc_info=traceback)
             self.failed.set_result(error)
         unknown = OutcomeUnknown("the commit failed: outcome unknown, retry with the same id")
         self._resolve(waiting, [unknown] * len(waiting))

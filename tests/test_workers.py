@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,3 +217,22 @@ def test_the_first_commit_tells_readers_how_large_the_store_may_grow(tmp_path):
     with LmdbStore(tmp_path, readonly=True) as store:
         assert store.stats().store_size_max_bytes == 1 << 22
         assert store.get([Score("a", 1).uuid]) == [None]
+
+
+def test_a_worker_that_nobody_asks_follows_in_slices(tmp_path):
+    """So its next read has next to nothing to catch up with, however much was counted; and the answer is right meanwhile."""
+    with LmdbStore(tmp_path / "store") as store:
+        store.commit([Score("a", 1)])
+        source = (
+            "import sys\nfrom scoremean.store import lmdb\nlmdb.CATCH_UP_ENTRIES = 10\n"
+            "reader = lmdb.LmdbStore(sys.argv[1], readonly=True)\nprint(flush=True)\nsys.stdin.readline()\n"
+            "slices = 1\nwhile not reader.catch_up():\n    slices += 1\nprint(slices, reader.get(['a']), flush=True)\n"
+        )
+        command = [sys.executable, "-c", source, str(tmp_path / "store")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+            assert reader.stdout.readline() == "\n"
+            for _ in range(50):
+                store.commit([Score("a", 1)])
+            slices, _, tally = reader.communicate("\n")[0].partition(" ")
+        assert int(slices) == 11  # of five records with an entry each, and one that finds no more
+        assert tally == "[Tally(sum=51, count=51)]\n"

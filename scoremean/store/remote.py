@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from scoremean import errors
 from scoremean.counts import Counts
-from scoremean.errors import Fault, InvalidScore, OutcomeUnknown, RequestError, StoreError, StoreFull
+from scoremean.errors import Fault, InvalidScore, OutcomeUnknown, RequestError, ScoremeanError, StoreError, StoreFull
 from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Text, Void, Voided
 from scoremean.store.base import Change, Outcome, Store
 
@@ -348,7 +348,8 @@ class SharedStore:
 
     def _fail(self, requests: list[_Request], error: BaseException) -> None:
         if not self.failed.done():
-            _log.critical("a commit failed, the service must stop: %r", error, exc_info=error)
+            traceback = not isinstance(error, ScoremeanError) and error  # else its sentence says it all
+            _log.critical("a commit failed, the service must stop: %r", error, exc_info=traceback)
             self.failed.set_result(error)
         for request in requests + self._gathering:
             request.answer(error)
