@@ -54,7 +54,7 @@ def settle(store: LmdbStore, commits: int = COMMITS_MAX) -> None:
 @contextmanager
 def without_pauses():
     """Let the slices that go over ids follow each other at once."""
-    with patch.object(erasure, "IDS_SLICE_SECONDS", 0):
+    with patch.object(erasure, "IDS_REST_SECONDS", 0):
         yield
 
 
@@ -188,7 +188,7 @@ class ErasingMachine(RuleBasedStateMachine):
         super().__init__()
         self._limits = patch.multiple(journal, **SMALL_JOURNAL)
         self._limits.start()
-        self._slices = patch.multiple(erasure, SLICE_ENTRIES=2, SLICE_LOOKUPS=1, IDS_SLICE_ENTRIES=2, IDS_SLICE_SECONDS=0)
+        self._slices = patch.multiple(erasure, SLICE_ENTRIES=2, SLICE_LOOKUPS=1, IDS_SLICE_ENTRIES=2, IDS_REST_SECONDS=0)
         self._slices.start()
         self._directory = tempfile.TemporaryDirectory()  # pylint: disable=consider-using-with  # teardown ends it
         self.path = Path(self._directory.name) / "store"

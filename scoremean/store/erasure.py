@@ -33,9 +33,9 @@ from scoremean.store.journal import Journal
 
 SLICE_ENTRIES = 2048
 SLICE_LOOKUPS = 16
-# Slices of ids are larger work, and have a day: at most one in this time.
+# Ids are more than all else, and have a day: so there is a rest after each slice of them.
 IDS_SLICE_ENTRIES = 512
-IDS_SLICE_SECONDS = 0.05
+IDS_REST_SECONDS = 0.05
 
 
 class Tables(NamedTuple):
@@ -67,12 +67,17 @@ class Erasure:
         self._pending: dict[bytes, Erasing] = {}
         self._steps: Iterator[None] | None = None
         self._txn: lmdb.Transaction
-        self._ids_due = 0.0
+        self._rest_until = 0.0
 
     @property
     def due(self) -> bool:
         """Whether anything is left to erase."""
         return bool(self._pending)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a slice is to be done now."""
+        return bool(self._pending) and self._clock() >= self._rest_until
 
     def load(self, txn: lmdb.Transaction) -> None:
         """Read what is left to do, at the start and after a transaction that was aborted."""
@@ -90,8 +95,8 @@ class Erasure:
         self._put(txn, codec.pack_id(uuid), Erasing(epoch, uuid))
 
     def slice(self, txn: lmdb.Transaction) -> bool:
-        """Do a slice of the work. Return whether there was anything to do."""
-        if not self._pending:
+        """Do a slice of the work. Return whether there was anything to do now."""
+        if not self.ready:
             return False
         self._txn = txn
         if self._steps is None:
@@ -153,10 +158,6 @@ class Erasure:
         """Put the hash in place of the UUID into the records of a table of ids, those from before its epoch."""
         after = b""
         while True:
-            if self._clock() < self._ids_due:
-                yield
-                continue
-            self._ids_due = self._clock() + IDS_SLICE_SECONDS
             with self._txn.cursor(table) as cursor:
                 found = cursor.set_range(after + b"\0") if after else cursor.first()
                 items = list(islice(cursor.iternext(), IDS_SLICE_ENTRIES)) if found else []
@@ -172,6 +173,7 @@ class Erasure:
             if len(items) < IDS_SLICE_ENTRIES:
                 return
             after = items[-1][0]
+            self._rest_until = self._clock() + IDS_REST_SECONDS
             yield
 
     def _mend_separator(self, key: bytes) -> bool:

@@ -172,8 +172,11 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
             if self._lock.in_doubt:
                 self._require_sound()
                 self._lock.trust()
-        self._bounds = codec.unpack_range(kept) if kept else SCORE_RANGE
+        self._bounds = codec.unpack_range(kept) if kept else new
         self._require_range(score_min, score_max)
+        if kept is None and self._lock is not None:  # an earlier version made it, which kept none
+            with self._env.begin(write=True, db=self._tables.meta) as txn:
+                txn.put(codec.RANGE_KEY, codec.pack_range(*self._bounds))
 
     def _require_range(self, score_min: int | None, score_max: int | None) -> None:
         """Raise StoreError if the store is to be opened with another range than the one that it keeps."""
@@ -436,9 +439,9 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         return tended == self._commits and self._commit_what_is_due()
 
     def _commit_what_is_due(self) -> bool:
-        """Do a slice of what is due in a commit of its own. Return whether there was any. Runs on the writer thread only."""
-        if not (self._journal.folding or self._erasure.due or self._is_late()):
-            return False
+        """Do a slice of what is due in a commit of its own. Return whether there may be more. Runs on the writer thread only."""
+        if not (self._journal.folding or self._erasure.ready or self._is_late()):
+            return self._erasure.due
         self._commit([], Lock())
         self._commits_tended = self._commits
         return True
