@@ -10,7 +10,7 @@ As a library:
 """
 
 from scoremean.errors import ScoremeanError
-from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, VoidScore
 from scoremean.store import open_store
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Stats",
     "Tally",
     "Void",
+    "VoidScore",
     "Voided",
     "open_store",
 ]

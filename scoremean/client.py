@@ -190,6 +190,18 @@ class Client:
         """
         return _decoded((await self._request("DELETE", _path("/scores/", require_id(name)))).body, Mean)
 
+    async def void_score(self, score: Score) -> Mean:
+        """Take one score of this UUID and value out of the tally, whatever it was counted with, and return what is left.
+
+        Once for the id of `score`, which is the void's own; without one it gets one for this call.
+
+        Raises:
+            UnknownUUID: the UUID has no score.
+            NoSuchScore: its tally cannot hold this one.
+        """
+        members = {"id": uuid4().hex, **self._members(score)}
+        return _decoded((await self._request("POST", "/voids", msgspec.json.encode(members))).body, Mean)
+
     async def forget(self, uuid: str) -> Mean:
         """Forget `uuid` and return what it had, once that is durable.
 

@@ -46,7 +46,7 @@ EPOCH_KEY = b"epoch"
 class IdRecord(Struct, frozen=True, gc=False):
     """What is kept of an id: what it added, the tally that was its first answer, and whether it was voided.
 
-    A score adds `(score, 1)`, an imported tally more.
+    A score adds `(score, 1)`, an imported tally more; the void of a score, `(-score, -1)`.
 
     `epoch` is that of the UUID when the score was counted: 0 if it was never forgotten.
     """

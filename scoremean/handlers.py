@@ -29,7 +29,7 @@ from scoremean.errors import (
     UnknownUUID,
 )
 from scoremean.live import Live
-from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
+from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, VoidScore, require_id, require_uuid
 from scoremean.server import Response, Route, Stream, describe, read_body, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store, ask
@@ -76,6 +76,7 @@ class Handlers:
         return [
             Route("POST", "/scores", self.post_scores, Right.WRITE),
             Route("DELETE", "/scores/{id}", self.void_score, Right.WRITE),
+            Route("POST", "/voids", self.post_void, Right.WRITE),
             Route("GET", "/means", self.list_means, Right.READ),
             Route("POST", "/means/query", self.query_means, Right.READ),
             Route("GET", "/means/{UUID}", self.get_mean, Right.READ),
@@ -129,6 +130,18 @@ class Handlers:
         """Take the score with the id in the path out of its tally and answer what is left, once that is durable."""
         voided = await self.writer.post(Void(_text_in_path(request, require_id)))
         return respond(_mean(voided.uuid, voided.tally))
+
+    async def post_void(self, request: BaseRequest) -> Response:
+        """Take the score in the body out of the tally of its UUID and answer what is left, once that is durable."""
+        kind = media_type(request.headers, (JSON, MSGPACK))
+        body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
+        score = await _off_loop(self.decoder.decode if kind == JSON else self.decoder.decode_msgpack, body)
+        score = with_key(score, request.headers.get("Idempotency-Key"))
+        left = await self.writer.post(VoidScore(score))
+        response = respond(_mean(score.uuid, left), content_type=kind)
+        if isinstance(left, Replay):
+            response.headers[REPLAYED] = "true"
+        return response
 
     async def get_mean(self, request: BaseRequest) -> Response:
         """Answer the mean of the UUID in the path, with its sum and count."""

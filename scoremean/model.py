@@ -82,6 +82,20 @@ class Void(Struct, frozen=True, gc=False):
         require_id(self.id)
 
 
+class VoidScore(Struct, frozen=True, gc=False):
+    """Takes one score of this UUID and value out of the tally, out of the sum and the count, whatever it was counted with.
+
+    It is for a score that carried no id, or came in an imported tally. The `id` of `score` is that of the void, which takes out
+    once for it. Raises InvalidId without one.
+    """
+
+    score: Score
+
+    def __post_init__(self) -> None:
+        if self.score.id is None:
+            raise InvalidId("the void of a score needs an id of its own: a retry without one would take out another score")
+
+
 class Forget(Struct, frozen=True, gc=False):
     """Forgets a UUID: its tally goes, and ids of its scores are only replayed from then on. Raises InvalidUUID."""
 
@@ -139,7 +153,7 @@ class Tally(Struct, frozen=True, gc=False, order=True):
 
 
 class Replay(Tally, frozen=True, gc=False):
-    """The tally that the first score with this id was answered with. This one counted nothing."""
+    """The tally that the first score, or void of a score, with this id was answered with. This one changed nothing."""
 
 
 class Voided(Struct, frozen=True, gc=False):

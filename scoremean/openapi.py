@@ -300,7 +300,28 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         " twice changes nothing the second time.",
         parameters=(_parameter("path", "id", _ID, "percent-encoded UTF-8", "vote-1"),),
         answers={200: _answer("what is left of the UUID", _content(_ref("Mean"), _MEAN))},
-        problems=(*_WRITE, errors.InvalidId, errors.UnknownId),
+        problems=(*_WRITE, errors.InvalidId, errors.UnknownId, errors.UnknownUUID, errors.NoSuchScore),
+    ),
+    ("POST", "/voids"): Operation(
+        name="post_void",
+        right=Right.WRITE,
+        summary="Void a score of this UUID and value, whatever it was counted with",
+        details="For a score that was posted without an `id`, or imported in a sum. Takes one such score out of the sum and the"
+        " count, and answers what is left, once that is on disk. The `id` is the void's own: sent again with it, nothing more"
+        " is taken out. It may come as the header `Idempotency-Key` instead, as that of a score may.",
+        body={"required": True, "content": {kind: {"schema": _ref("VoidScore")} for kind in (JSON, MSGPACK)}},
+        answers={
+            200: _answer("what is left of the UUID", _content(_ref("Mean"), _MEAN, JSON, MSGPACK), "Idempotency-Replayed")
+        },
+        problems=(
+            *_BODY,
+            *_WRITE,
+            errors.InvalidScore,
+            errors.InvalidId,
+            errors.IdConflict,
+            errors.NoSuchScore,
+            errors.UnknownUUID,
+        ),
     ),
     ("GET", "/means"): Operation(
         name="list_means",
@@ -575,6 +596,11 @@ def _schemas(settings: Settings) -> dict[str, Any]:
     example = {"UUID": "a1-b1", "score": settings.score_max}
     schemas["Score"] |= {"description": "One integer given to one UUID.", "examples": [example]}
     schemas["Score"]["properties"]["id"] = _ID
+    schemas["VoidScore"] = schemas["Score"] | {
+        "description": "One score to be taken out; its `id` is that of the void.",
+        "required": ["UUID", "score", "id"],
+        "examples": [{**example, "id": "mistake-1"}],
+    }
     schemas["Mean"]["required"] = list(schemas["Mean"]["properties"])
     schemas["Problem"]["properties"]["type"]["enum"] = [_urn(kind) for kind in problem_types()]
     schemas["Batch"] = _array(_ref("Score")) | {

@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
 
 from scoremean.validation import MSGPACK, NDJSON
 
-# Rules on ids that no schema has: an id is for one score, and a header for a single one.
-ID_PROBLEMS = {f"urn:scoremean:{slug}" for slug in ("id-conflict", "id-voided", "invalid-id")}
+# Rules that no schema has: an id is for one score, and a header for a single one; a tally holds what is voided.
+STORE_PROBLEMS = {f"urn:scoremean:{slug}" for slug in ("id-conflict", "id-voided", "invalid-id", "no-such-score")}
 
 
 @schemathesis.serializer(NDJSON)
@@ -73,7 +73,7 @@ def valid_data_is_taken(
 def _beyond_schema(problem: dict[str, Any]) -> bool:
     """Return whether all faults are such: of ids, or of 4.0, which is an integer to a schema."""
     faults = problem.get("errors", [])
-    return problem["type"] in ID_PROBLEMS or bool(faults) and all(map(_fault_beyond_schema, faults))
+    return problem["type"] in STORE_PROBLEMS or bool(faults) and all(map(_fault_beyond_schema, faults))
 
 
 def _fault_beyond_schema(fault: dict[str, str]) -> bool:

@@ -80,6 +80,22 @@ async def test_without_ids_none_is_sent(service, store):
         assert store.stats().ids == 1
 
 
+async def test_a_score_is_voided_by_its_value(scoremean, store):
+    """For the id that it has, or one that is made: also by a client that gives scores none."""
+    async for _ in scoremean.post_many([Score("a", 5), Score("a", 5), Score("a", 4)]):
+        pass
+    for _ in range(2):
+        assert await scoremean.void_score(Score("a", 5, "v")) == Mean("a", 4.5, 9, 2)
+    assert await scoremean.void_score(Score("a", 5)) == Mean("a", 4.0, 4, 1)
+    with pytest.raises(errors.NoSuchScore):
+        await scoremean.void_score(Score("a", 5))
+    with pytest.raises(errors.UnknownUUID):
+        await scoremean.void_score(Score("nobody", 5))
+    async with Client(scoremean._url, with_ids=False) as other:  # pylint: disable=protected-access
+        assert await other.void_score(Score("a", 4)) == Mean("a", None, 0, 0)
+    assert store.get(["a"]) == [None]
+
+
 async def test_forget(scoremean):
     """It returns what the UUID had, once."""
     await scoremean.post(Score("a", 3))

@@ -22,6 +22,7 @@ import itertools
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ from scoremean.errors import (
     IdVoided,
     InvalidBatch,
     InvalidScore,
+    NoSuchScore,
     RequestError,
     StoreDamaged,
     StoreError,
@@ -74,6 +76,7 @@ from scoremean.model import (
     Tally,
     Void,
     Voided,
+    VoidScore,
     require_uuid,
 )
 from scoremean.store.base import Change, Outcome, Store
@@ -131,6 +134,9 @@ class LmdbStore(Store):
         clock: the Unix time in seconds, by which ids expire.
         counts: where to count what it does; None for counts of its own.
 
+    Attributes:
+        bounds: the lowest and the highest score.
+
     Raises:
         StoreMissing: `readonly`, and there is no store at `path`.
         StoreInUse: another process, or this one, has the store open for writing.
@@ -138,6 +144,8 @@ class LmdbStore(Store):
         StoreDamaged: the store was not closed before a power cut or after a failed commit, and `check` finds damage.
         StoreError: the operating system refuses the directory; the message says why.
     """
+
+    bounds = (-SCORE_BOUND, SCORE_BOUND)
 
     def __init__(
         self,
@@ -379,7 +387,7 @@ class LmdbStore(Store):
                 if fold:
                     # Before the batch, whose changes to `means` are newer.
                     self._fold(txn)
-                commit = _Commit(txn, self._tables, self._meta, self._journal)
+                commit = _Commit(txn, self._tables, self._meta, self._journal, self.bounds)
                 if generation != self._meta.generation:
                     commit.begin(generation)
                 outcomes = commit.count(batch)
@@ -441,16 +449,20 @@ class _Commit:
         txn: the transaction, which the caller commits.
         meta: the table meta as it is in it.
         journal: what is newer than `means`.
+        bounds: the lowest and the highest score that a tally may be made of.
 
     Attributes:
         meta: the table meta once this is committed.
     """
 
-    def __init__(self, txn: lmdb.Transaction, tables: _Tables, meta: _Meta, journal: Journal):
+    def __init__(  # pylint: disable=too-many-arguments,too-many-positional-arguments  # what a commit works on
+        self, txn: lmdb.Transaction, tables: _Tables, meta: _Meta, journal: Journal, bounds: tuple[int, int]
+    ):
         self._txn = txn
         self._tables = tables
         self.meta = meta
         self._journal = journal
+        self._bounds = bounds
         self._tallies: dict[str, Tally] = {}
         self._new: set[str] = set()
         self._new_ids: dict[bytes, bytes] = {}
@@ -470,7 +482,13 @@ class _Commit:
 
     def count(self, changes: Sequence[Change]) -> list[Outcome]:
         """Apply every change in order and return the outcome of each."""
-        apply = {Add: self._add_once, Void: self._void, Forget: self._forget, Batch: self._batch}
+        apply = {
+            Add: self._add_tally,
+            Void: self._void,
+            VoidScore: self._void_score,
+            Forget: self._forget,
+            Batch: self._batch,
+        }
         outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
         room = self._journal.has_room(len(self._tallies) + len(self._new_ids))
         tallies, ids = self._write_tallies(room), self._write_ids(room)
@@ -513,19 +531,30 @@ class _Commit:
     def _score(self, score: Score) -> Tally | RequestError:
         if score.id is None:
             return self._add(score.uuid, score.score, 1)
-        return self._add_once(_as_add(score))
+        return self._once(score.id, score.uuid, Tally(score.score, 1), self._add)
 
-    def _add_once(self, add: Add) -> Tally | RequestError:
+    def _add_tally(self, add: Add) -> Tally | RequestError:
         if add.id is None:
             return self._add(add.uuid, add.tally.sum, add.tally.count)
-        key = codec.pack_id(add.id)
+        return self._once(add.id, add.uuid, add.tally, self._add)
+
+    def _void_score(self, void: VoidScore) -> Tally | RequestError:
+        score = void.score
+        return self._once(score.id, score.uuid, Tally(-score.score, -1), self._take)
+
+    def _once(
+        self, name: str, uuid: str, added: Tally, apply: Callable[[str, int, int], Tally | RequestError]
+    ) -> Tally | RequestError:
+        """Return what `apply` makes of the tally, and keep it with the id `name`; of an id that is kept, what it says."""
+        key = codec.pack_id(name)
         if (found := self._find(key)) is not None:
-            outcome = _again(add, found[0])
+            outcome = _again(name, uuid, added, found[0])
             self._replays += isinstance(outcome, Replay)
             return outcome
-        tally = self._add(add.uuid, add.tally.sum, add.tally.count)
-        self._new_ids[key] = codec.pack_id_record(IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid)))
-        self.meta = self.meta._replace(kept=self.meta.kept + 1)
+        tally = apply(uuid, added.sum, added.count)
+        if isinstance(tally, Tally):
+            self._new_ids[key] = codec.pack_id_record(IdRecord(uuid, added, tally, self._epoch_of(uuid)))
+            self.meta = self.meta._replace(kept=self.meta.kept + 1)
         return tally
 
     def _batch(self, batch: Batch) -> Outcome:
@@ -545,30 +574,46 @@ class _Commit:
                 found = self._find(codec.pack_id(score.id))
                 record = found[0] if found else IdRecord(score.uuid, Tally(score.score, 1), Tally(0, 0))
                 new[score.id] = record
-            if isinstance(outcome := _again(_as_add(score), record), RequestError):
+            if isinstance(outcome := _again(score.id, score.uuid, Tally(score.score, 1), record), RequestError):
                 yield Fault(f"/{index}/id", outcome.detail)
 
     def _void(self, void: Void) -> Outcome:
         key = codec.pack_id(void.id)
         found = self._find(key)
-        if found is None or found[0].epoch != self._epoch_of(found[0].uuid, found[0].epoch):
+        if found is None or found[0].added.count < 0 or found[0].epoch != self._epoch_of(found[0].uuid, found[0].epoch):
             return UnknownId(f"no score carried the id {void.id}, or it has expired or was forgotten")
         record, table = found
         if record.voided:
             return Voided(record.uuid, self._tally(record.uuid))
+        left = self._take(record.uuid, -record.added.sum, -record.added.count)
+        if not isinstance(left, Tally):
+            return left
         voided = codec.pack_id_record(replace(record, voided=True))
         if table is None:
             self._new_ids[key] = voided
         else:
             self._txn.put(key, voided, db=table)
+        return Voided(record.uuid, left)
+
+    def _take(self, uuid: str, total: int, count: int) -> Tally | RequestError:
+        """Do what `_add` does with what is negative, if scores within the bounds can make both it and what is left."""
+        old = self._tally(uuid)
+        if not old.count:
+            return _unknown(uuid)
+        taken, left, (low, high) = Tally(-total, -count), Tally(old.sum + total, old.count + count), self._bounds
+        if left.count < 0 or not all(low * some.count <= some.sum <= high * some.count for some in (taken, left)):
+            what = f"score of {-total}" if count == -1 else f"tally of {-count} scores and the sum {-total}"
+            return NoSuchScore(
+                f"no {what} can be in the tally of the UUID {uuid}, sum {old.sum} and count {old.count}; nothing was taken out"
+            )
         self._voids += 1
-        self._taken += record.added.count
-        return Voided(record.uuid, self._add(record.uuid, -record.added.sum, -record.added.count))
+        self._taken -= count
+        return self._add(uuid, total, count)
 
     def _forget(self, forget: Forget) -> Outcome:
         tally = self._tally(forget.uuid)
         if not tally.count:
-            return UnknownUUID(f"no score was counted for the UUID {forget.uuid}")
+            return _unknown(forget.uuid)
         self._taken += tally.count
         self._add(forget.uuid, -tally.sum, -tally.count)
         self.meta = self.meta._replace(epoch=self.meta.epoch + 1)
@@ -648,16 +693,18 @@ def _free_bytes(descriptor: int) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def _as_add(score: Score) -> Add:
-    return Add(score.uuid, Tally(score.score, 1), score.id)
+def _unknown(uuid: str) -> UnknownUUID:
+    return UnknownUUID(f"no score was counted for the UUID {uuid}")
 
 
-def _again(add: Add, record: IdRecord) -> Replay | RequestError:
-    """Return the outcome of a score, or tally, whose id was seen before."""
-    if (record.uuid, record.added) != (add.uuid, add.tally):
-        return IdConflict(f"the id {add.id} was used before, for another UUID or score; give each score an id of its own")
+def _again(name: str, uuid: str, added: Tally, record: IdRecord) -> Replay | RequestError:
+    """Return the outcome of a score, tally or void of a score whose id was seen before."""
+    if (record.uuid, record.added) != (uuid, added):
+        same_kind = record.added.count * added.count > 0
+        what = "another UUID or score" if same_kind else "a score" if added.count < 0 else "the void of a score"
+        return IdConflict(f"the id {name} was used before, for {what}; give each score and each void an id of its own")
     if record.voided:
-        return IdVoided(f"the score with the id {add.id} was voided; post a new score with a new id")
+        return IdVoided(f"the score with the id {name} was voided; post a new score with a new id")
     return Replay(record.first.sum, record.first.count)
 
 
@@ -816,6 +863,9 @@ class _Check:
         self._tallies: dict[str, Tally] = {}
         self._ids: dict[bytes, bytes] = {}
         self._total = Tally(0, 0)
+        # The ids of voids of scores by the UUID that they took from, and what was added and is more than its UUID has left.
+        self._voids: defaultdict[str, set[bytes]] = defaultdict(set)
+        self._short: list[tuple[str, IdRecord]] = []
 
     def damages(self) -> Iterator[str]:
         """Yield a sentence for each damage."""
@@ -824,6 +874,7 @@ class _Check:
         for name, table in zip(codec.IDS_TABLES, self._tables.ids):
             yield from self._in_ids(name.decode(), self._txn.cursor(table))
         yield from self._in_ids("journal", self._ids.items())
+        yield from self._in_short()
 
     def _in_journal(self) -> Iterator[str]:
         """Read both tables, the one with the older records first: a number follows the other."""
@@ -872,21 +923,30 @@ class _Check:
                 if codec.is_forgotten_key(key):
                     codec.unpack_number(value)
                 else:
-                    self._require_possible(codec.unpack_id_record(self._ids.get(key, value)))
+                    self._in_id(f"{name}, key {key.hex()}", key, codec.unpack_id_record(self._ids.get(key, value)))
             except (StoreDamaged, InvalidScore) as error:
                 yield f"{name}, key {key.hex()}: {error}"
 
-    def _require_possible(self, record: IdRecord) -> None:
-        """Raise StoreDamaged or InvalidScore for a record that does not agree with itself, or with its UUID's tally."""
-        added = Add(record.uuid, record.added).tally
-        before = record.first - added
-        if before != Tally(0, 0) and not _is_possible(before):
-            raise StoreDamaged(f"{added} was added and gave {record.first}")
+    def _in_id(self, place: str, key: bytes, record: IdRecord) -> None:
+        """Take a record, and raise StoreDamaged or InvalidScore if it does not agree with itself."""
+        added, first = record.added, record.first
+        is_void = added.count == -1 and not record.voided
+        Add(record.uuid, Tally(-added.sum, 1) if is_void else added)
+        if not all(tally == Tally(0, 0) or _is_possible(tally) for tally in (first - added, first)):
+            raise StoreDamaged(f"{added} was added and gave {first}")
         if record.voided or record.epoch != self._epoch(record.uuid, record.epoch):
             return
-        tally = self._tally(record.uuid)
-        if tally.count < added.count:
-            raise StoreDamaged(f"{added} was added to the UUID {record.uuid!r}, whose tally is {tally}")
+        if is_void:
+            self._voids[record.uuid].add(bytes(key))
+        elif self._tally(record.uuid).count < added.count:
+            self._short.append((place, record))
+
+    def _in_short(self) -> Iterator[str]:
+        """Yield what was added and is not there, nor was taken out since: the id of a void is kept at least as long."""
+        for place, record in self._short:
+            tally = self._tally(record.uuid)
+            if tally.count + len(self._voids.get(record.uuid, ())) < record.added.count:
+                yield f"{place}: {record.added} was added to the UUID {record.uuid!r}, whose tally is {tally}"
 
     def _tally(self, uuid: str) -> Tally:
         if (tally := self._tallies.get(uuid)) is None:
