@@ -10,13 +10,14 @@ As a library:
 """
 
 from scoremean.errors import ScoremeanError
-from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, VoidScore
+from scoremean.model import Add, Batch, Forget, Merge, Page, Replay, Score, Stats, Tally, Void, Voided, VoidScore
 from scoremean.store import open_store
 
 __all__ = [
     "Add",
     "Batch",
     "Forget",
+    "Merge",
     "Page",
     "Replay",
     "Score",

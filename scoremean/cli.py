@@ -25,7 +25,7 @@ import msgspec
 
 from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, NotSupported, ScoremeanError, SettingError, StoreDamaged, StoreError
-from scoremean.model import Mean, Score, Tally, Void, Voided, VoidScore
+from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
 from scoremean.notify import READY, notify
 from scoremean.operate import Health, backup, check, check_file, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, is_cluster, resolve
@@ -88,8 +88,12 @@ def _add_mend(verbs) -> None:
     void.add_argument("score", metavar="SCORE", nargs="?", type=integer, help=text)
     text = "with a UUID: the void's own id, for which it takes out once, however often it is repeated [a new one]"
     void.add_argument("--id", metavar="ID", help=text)
-    text = "do it in the service at this address, and in no store here"
-    void.add_argument("--url", metavar="URL", help=text)
+    text = "add the scores of a UUID to those of another one and forget it, in a store or through a service likewise"
+    merge = _add_verb(verbs, "merge", _merge, text, settings)
+    merge.add_argument("uuid", metavar="UUID", help="the UUID that goes")
+    merge.add_argument("--into", metavar="UUID", required=True, help="the UUID that is to have the scores of both")
+    for verb in (void, merge):
+        verb.add_argument("--url", metavar="URL", help="do it in the service at this address, and in no store here")
 
 
 def _add_import(verbs) -> None:
@@ -204,6 +208,11 @@ def _void(options: argparse.Namespace, settings: Settings) -> int:
 def integer(text: str) -> int:
     """Return the integer that is posted as `text`. Raises ValueError, also for what only `int` takes for one."""
     return msgspec.json.decode(text, type=int)
+
+
+def _merge(options: argparse.Namespace, settings: Settings) -> int:
+    merge = Merge(options.uuid, options.into)
+    return _mend(options, settings, merge, lambda client: client.merge(merge.uuid, into=merge.into), merge.into)
 
 
 def _mend(

@@ -202,6 +202,15 @@ class Client:
         members = {"id": uuid4().hex, **self._members(score)}
         return _decoded((await self._request("POST", "/voids", msgspec.json.encode(members))).body, Mean)
 
+    async def merge(self, uuid: str, *, into: str) -> Mean:
+        """Add the tally of `uuid` to that of `into`, forget `uuid`, and return the mean of `into`, once that is durable.
+
+        Raises:
+            UnknownUUID: `uuid` has no score; also when an earlier attempt merged it and the answer was lost.
+        """
+        path, body = _path("/means/", require_uuid(uuid)) + "/merge", msgspec.json.encode({"into": require_uuid(into)})
+        return _decoded((await self._request("POST", path, body)).body, Mean)
+
     async def forget(self, uuid: str) -> Mean:
         """Forget `uuid` and return what it had, once that is durable.
 

@@ -5,11 +5,12 @@ Format 1:
     table         key                    value
     means         the UUID, UTF-8        msgpack [sum, count]
     ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, 1, sum, count, voided, epoch]: what was added, first answer
-                  0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs
+                  0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs,
+                                         or merged into another one
     journal-0, -1 record number, 8 bytes msgpack [sum, count, [UUID, sum, count, UUID, ...], ids, n, [key, value, key, ...]]:
                                          over all UUIDs, new tallies, how many ids are kept, new records of ids for ids-n
     meta          "format"               msgpack 1
-    meta          "epoch"                msgpack integer: how many times a UUID was forgotten
+    meta          "epoch"                msgpack integer: how many times a UUID was forgotten or merged
     meta          "generation"           msgpack [n, since]: new ids go to the table ids-n, since that Unix time in seconds
 
 What a UUID's tally is, the newest record of the journal that names it says, unless with a count of 0, and otherwise `means`;

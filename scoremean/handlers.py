@@ -29,7 +29,7 @@ from scoremean.errors import (
     UnknownUUID,
 )
 from scoremean.live import Live
-from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, VoidScore, require_id, require_uuid
+from scoremean.model import Batch, Forget, Mean, Merge, Replay, Tally, Void, VoidScore, require_id, require_uuid
 from scoremean.server import Response, Route, Stream, describe, read_body, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store, ask
@@ -40,6 +40,7 @@ from scoremean.validation import (
     Item,
     ScoreDecoder,
     all_faults,
+    decode_into,
     decode_min_count,
     decode_on_error,
     decode_page,
@@ -81,6 +82,7 @@ class Handlers:
             Route("POST", "/means/query", self.query_means, Right.READ),
             Route("GET", "/means/{UUID}", self.get_mean, Right.READ),
             Route("DELETE", "/means/{UUID}", self.forget_mean, Right.WRITE),
+            Route("POST", "/means/{UUID}/merge", self.merge_mean, Right.WRITE),
             Route("GET", "/stats", self.get_stats, Right.READ),
             Route("GET", "/events", self.get_events, Right.READ),
             Route("GET", "/metrics", self.get_metrics, Right.READ),
@@ -161,6 +163,14 @@ class Handlers:
         """Forget the UUID in the path and answer what it had, once that is durable."""
         uuid = _text_in_path(request, require_uuid)
         return respond(_mean(uuid, await self.writer.post(Forget(uuid))))
+
+    async def merge_mean(self, request: BaseRequest) -> Response:
+        """Add the tally of the UUID in the path to that of the one in the body, forget it, and answer the sum, once durable."""
+        uuid = _text_in_path(request, require_uuid, "/merge")
+        media_type(request.headers, (JSON,))
+        body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
+        into = await _off_loop(decode_into, body)
+        return respond(_mean(into, await self.writer.post(Merge(uuid, into))))
 
     async def list_means(self, request: BaseRequest) -> Response:
         """Answer a page of means in the order of UUIDs, with a Link to the next one."""
@@ -286,11 +296,13 @@ def _raw_in_path(request: BaseRequest) -> str:
     return request.rel_url.raw_path.split("/", 2)[2]
 
 
-def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
-    """Return what the path has behind its first segment, decoded."""
+def _text_in_path(request: BaseRequest, require: Callable[[str], str], end: str = "") -> str:
+    """Return what the path has behind its first segment and before `end`, decoded."""
     raw = _raw_in_path(request)
+    if not raw.endswith(end):
+        raise UnknownRoute(f"there is no {request.rel_url.raw_path}: {end} must not be percent-encoded")
     try:
-        return require(unquote_to_bytes(raw.encode(errors="surrogateescape")).decode())
+        return require(unquote_to_bytes(raw[: len(raw) - len(end)].encode(errors="surrogateescape")).decode())
     except UnicodeDecodeError:
         raise MalformedRequest("the path is not percent-encoded UTF-8") from None
     except InvalidScore as error:

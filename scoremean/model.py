@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, Struct, UnsetType
 
-from scoremean.errors import InvalidId, InvalidScore, InvalidUUID
+from scoremean.errors import Fault, InvalidId, InvalidScore, InvalidUUID
 
 TEXT_MAX_BYTES = 256
 
@@ -94,6 +94,19 @@ class VoidScore(Struct, frozen=True, gc=False):
     def __post_init__(self) -> None:
         if self.score.id is None:
             raise InvalidId("the void of a score needs an id of its own: a retry without one would take out another score")
+
+
+class Merge(Struct, frozen=True, gc=False):
+    """Adds the tally of a UUID to that of `into` and forgets the UUID, in one commit. Raises InvalidUUID."""
+
+    uuid: str
+    into: str
+
+    def __post_init__(self) -> None:
+        require_uuid(self.uuid)
+        if require_uuid(self.into) == self.uuid:
+            reason = "a UUID is not merged into itself"
+            raise InvalidUUID(reason, (Fault("/into", reason),))
 
 
 class Forget(Struct, frozen=True, gc=False):

@@ -25,7 +25,7 @@ from scoremean.errors import (
     UnknownId,
     UnknownUUID,
 )
-from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided, VoidScore
+from scoremean.model import COUNT_BOUND, Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store.base import Change, Outcome, Store
 from tests.support import Oracle, plain, scores_of
 
@@ -33,8 +33,9 @@ UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
 IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
 SCORES = st.builds(Score, UUIDS, st.integers(0, 5), st.none() | IDS)
 BATCHES = st.builds(Batch, st.lists(SCORES, max_size=4), st.booleans())
+MERGES = st.lists(UUIDS, min_size=2, max_size=2, unique=True).map(lambda pair: Merge(*pair))
 VOIDS = st.builds(Void, IDS) | st.builds(VoidScore, st.builds(Score, UUIDS, st.integers(0, 5), IDS))
-CHANGES = SCORES | BATCHES | VOIDS | st.builds(Forget, UUIDS)
+CHANGES = SCORES | BATCHES | VOIDS | st.builds(Forget, UUIDS) | MERGES
 
 USED = [Score("a", 5, "used"), Score("a", 1, "gone"), Void("gone")]
 PARTLY_AT_FAULT = [
@@ -170,6 +171,44 @@ class StoreContract(ABC):
         """Its retry would take out another score."""
         with pytest.raises(InvalidId, match="needs an id of its own"):
             VoidScore(Score("a", 5))
+
+    def test_a_uuid_is_merged_into_another(self, store):
+        """The one has both tallies, the other is unknown and starts anew; again it is refused."""
+        store.commit(scores_of([("a", 5), ("a", 4), ("b", 1), ("c", 2)]))
+        assert store.commit([Merge("a", "b")]) == [Tally(10, 3)]
+        assert store.get(["a", "b", "c"]) == [None, Tally(10, 3), Tally(2, 1)]
+        assert (store.stats().uuids, store.stats().scores) == (2, 4)
+        assert plain(store.commit([Merge("a", "b")])[0]) is UnknownUUID
+        assert store.commit([Score("a", 3), Merge("b", "new"), Merge("new", "a")]) == [Tally(3, 1), Tally(10, 3), Tally(13, 4)]
+        assert store.get(["a", "b", "new"]) == [Tally(13, 4), None, None]
+
+    def test_ids_of_a_merged_uuid_are_as_of_a_forgotten_one(self, store):
+        """They replay, and void nothing: by its value the score is voided where it went. Those of the other stay."""
+        store.commit([Score("a", 5, "id-1"), Score("a", 4), Score("b", 1, "id-2"), VoidScore(Score("a", 4, "void-1"))])
+        store.commit([Merge("a", "b")])
+        again = [Score("a", 5, "id-1"), VoidScore(Score("a", 4, "void-1")), Void("id-1"), Score("a", 2, "id-3")]
+        outcomes = [plain(outcome) for outcome in store.commit(again)]
+        assert outcomes == [Replay(5, 1), Replay(5, 1), UnknownId, Tally(2, 1)]
+        assert store.commit([VoidScore(Score("b", 5, "void-2")), Void("id-2"), Void("id-3")]) == [
+            Tally(1, 1),
+            Voided("b", Tally(0, 0)),
+            Voided("a", Tally(0, 0)),
+        ]
+
+    def test_a_merge_that_makes_no_tally_is_refused(self, store):
+        """Of more scores than there may be: what is on disk could not be told from damage."""
+        store.commit([Add("a", Tally(0, COUNT_BOUND)), Score("b", 1)])
+        assert [plain(outcome) for outcome in store.commit([Merge("b", "a"), Merge("a", "c")])] == [
+            InvalidScore,
+            Tally(0, COUNT_BOUND),
+        ]
+        assert store.get(["a", "b", "c"]) == [None, Tally(1, 1), Tally(0, COUNT_BOUND)]
+
+    @pytest.mark.parametrize(("uuid", "into"), [("a", "a"), ("", "a"), ("a", "\n")])
+    def test_what_cannot_be_merged_is_refused_before(self, uuid, into):
+        """Into itself, or what is no UUID."""
+        with pytest.raises(InvalidUUID):
+            Merge(uuid, into)
 
     def test_a_void_of_an_unknown_id_is_refused(self, store):
         """And changes nothing."""

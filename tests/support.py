@@ -19,7 +19,7 @@ import pytest
 from aiohttp import ClientSession
 from lmdb.verify import verify
 
-from scoremean import Batch, Forget, Replay, Score, Tally, Void, Voided, VoidScore, open_store
+from scoremean import Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore, open_store
 from scoremean.errors import (
     IdConflict,
     IdVoided,
@@ -166,6 +166,8 @@ class Oracle:
                 return self._void_score(change)
             case Forget():
                 return self._forget(change.uuid)
+            case Merge():
+                return self._merge(change)
             case Batch():
                 return self._batch(change)
         return self._score(change)
@@ -230,6 +232,14 @@ class Oracle:
         del self._scores[uuid]
         self._taken.pop(uuid, None)
         return tally
+
+    def _merge(self, merge: Merge) -> Tally | type[RequestError]:
+        scores, taken = self._scores[merge.uuid], self._taken[merge.uuid]
+        if isinstance(error := self._forget(merge.uuid), type):
+            return error
+        self._scores[merge.into] += scores
+        self._taken[merge.into] += taken
+        return self.tally(merge.into)
 
     def post(self, score: Score) -> Tally:
         """Count `score` and return the tally of its UUID after it."""

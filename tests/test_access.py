@@ -149,7 +149,7 @@ async def test_a_token_that_may_read_does_not_write(store, token_file):
     body = {"UUID": "a", "score": 5, "id": "k"}
     async with running(store, token_file=token_file) as service:
         async with ClientSession(service.url, headers=bearer(READ)) as client:
-            posts = [("/scores", body), ("/voids", body)]
+            posts = [("/scores", body), ("/voids", body), ("/means/a/merge", {"into": "b"})]
             deletes = [client.delete("/scores/k"), client.delete("/means/a")]
             for request in (*(client.post(path, json=members) for path, members in posts), *deletes):
                 await assert_problem(request, 403, "forbidden")

@@ -47,7 +47,7 @@ def mend(capsys, place: list[str], *arguments: str) -> dict:
 
 @pytest.mark.parametrize("served", [False, True])
 def test_mistakes_are_mended(tmp_path, capsys, served):
-    """Voids by id, by value with an id and without: in a store that is not served, and through a service."""
+    """Voids by id, by value with an id and without, merges: in a store that is not served, and through a service."""
     store, tokens = tmp_path / "store", tmp_path / "tokens"
     tokens.touch(0o600)
     tokens.write_text(f"read {'r' * 20}\nwrite {'w' * 20}\n")
@@ -61,7 +61,10 @@ def test_mistakes_are_mended(tmp_path, capsys, served):
             assert left == {"UUID": "a", "mean": 11 / 3, "sum": 11, "count": 3}
         for left in ({"UUID": "a", "mean": 4.0, "sum": 8, "count": 2}, {"UUID": "a", "mean": 5.0, "sum": 5, "count": 1}):
             assert mend(capsys, place, "void", "a", "3") == left
-        assert mend(capsys, place, "void", "a", "5") == {"UUID": "a", "mean": None, "sum": 0, "count": 0}
+        assert mend(capsys, place, "merge", "a", "--into", "b/c") == {"UUID": "b/c", "mean": 5.0, "sum": 5, "count": 1}
+        assert cli.main(["merge", "a", "--into", "b/c", *place]) == 1
+        assert capsys.readouterr().err == "scoremean: no score was counted for the UUID a\n"
+        assert mend(capsys, place, "void", "b/c", "5") == {"UUID": "b/c", "mean": None, "sum": 0, "count": 0}
         if served:
             assert cli.main(["void", "-3", "2", "--store", str(store)]) == 3
             assert "is in use by process" in capsys.readouterr().err
@@ -110,6 +113,9 @@ def test_stats_prints_what_the_store_holds(filled, capsys, monkeypatch):
         (["void", "a1-b1", "--id", "k", "--store", "{filled}"], 2, "--id is for a void by UUID and SCORE"),
         (["void", "a1-b1", "1000001", "--store", "{filled}"], 1, "score must be an integer from -1000000 to"),
         (["void", "k", "--url", "localhost"], 2, "'localhost' is not the URL of a service"),
+        (["merge", "nobody", "--into", "a", "--store", "{filled}"], 1, "no score was counted for the UUID nobody"),
+        (["merge", "a1-b1", "--into", "a1-b1", "--store", "{filled}"], 1, "a UUID is not merged into itself"),
+        (["merge", "a1-b1", "--into", "a", "--store", "{filled}/none"], 3, "there is no store at"),
         (["serve", "--store", "{filled}", "--host", "0.0.0.0"], 2, "host '0.0.0.0' is not a loopback address"),
         (["serve", "--store", "{filled}", "--port", "x"], 2, "--port must be an integer from 0 to 65535; it is 'x'"),
         (["serve", "--store", "/proc/none"], 3, "cannot open the store /proc/none: No such file or directory"),

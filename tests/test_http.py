@@ -314,6 +314,16 @@ BAD_REQUESTS = {
         415,
         "unsupported-media-type",
     ),
+    "merge of a UUID without a score": (raw_json("POST /means/nobody/merge", b'{"into": "a"}'), 404, "unknown-uuid"),
+    "merge into itself": (raw_json("POST /means/a%2Fb/merge", b'{"into": "a/b"}'), 422, "invalid-uuid"),
+    "merge into what is no UUID": (raw_json("POST /means/a/merge", b'{"into": "\\n"}'), 422, "invalid-uuid"),
+    "merge into half a character": (raw_json("POST /means/a/merge", b'{"into": "\\ud800"}'), 422, "invalid-uuid"),
+    "merge with an unknown member": (raw_json("POST /means/a/merge", b'{"into": "b", "from": "a"}'), 422, "invalid-uuid"),
+    "merge without a member": (raw_json("POST /means/a/merge", b"{}"), 422, "invalid-uuid"),
+    "merge with a list": (raw_json("POST /means/a/merge", b'["b"]'), 422, "invalid-uuid"),
+    "merge, not JSON": (raw_json("POST /means/a/merge", b""), 400, "malformed-request"),
+    "merge of what is no UUID": (raw_json("POST /means//merge", b'{"into": "b"}'), 422, "invalid-uuid"),
+    "merge of no UUID": (raw_json("POST /means/merge", b'{"into": "b"}'), 405, "method-not-allowed"),
     "body past `body_max_bytes`": (raw_post(body=OK_BODY + b" " * 1000), 413, "body-too-large"),
     "body cut off, connection half closed": (HALF_POST, 400, "malformed-request"),
     "chunked body cut off": (CHUNKED + b"1d\r\n" + OK_BODY, 400, "malformed-request"),
@@ -362,6 +372,8 @@ async def test_a_wrong_method_says_which_are_allowed(client):
         ("/means", "GET, HEAD"),
         ("/means/a", "DELETE, GET, HEAD"),
         ("/means/query", "DELETE, GET, HEAD, POST"),
+        ("/means/a/merge", "DELETE, GET, HEAD, POST"),
+        ("/means/merge", "DELETE, GET, HEAD"),
         ("/stats", "GET, HEAD"),
     ):
         async with client.put(path) as response:
@@ -498,7 +510,59 @@ async def test_a_void_of_a_score_in_messagepack(client):
         assert msgspec.msgpack.decode(await response.read()) == {"UUID": "a", "mean": None, "sum": 0, "count": 0}
 
 
-@pytest.mark.parametrize(("path", "body"), [("/voids", {"UUID": "a", "score": 5, "id": "k"})])
+@pytest.mark.parametrize(
+    ("uuid", "path"),
+    [("a/b", "a/b"), ("a/b", "a%2Fb"), ("a/merge", "a/merge"), ("merge", "merge"), ("query", "query"), ("é", "%C3%A9")],
+)
+async def test_a_uuid_is_merged_into_another(client, service, store, uuid, path):
+    """In one step; merged again it has no score, and nothing is counted twice. The path is encoded as any other."""
+    for scored, score in ((uuid, 5), (uuid, 4), ("into", 3)):
+        await post(client, scored, score)
+    raw = raw_json(f"POST /means/{path}/merge", b'{"into": "into"}')
+    assert (await exchange(service, raw))[::2] == (200, {"UUID": "into", "mean": 4.0, "sum": 12, "count": 3})
+    status, _, problem = await exchange(service, raw)
+    assert (status, problem["type"]) == (404, "urn:scoremean:unknown-uuid")
+    assert store.get([uuid, "into"]) == [None, Tally(12, 3)]
+    assert (store.stats().uuids, store.stats().scores) == (1, 3)
+
+
+async def test_a_uuid_is_merged_into_a_new_one(client, store):
+    """Which is to rename it."""
+    await post(client, "a", 5)
+    async with client.post("/means/a/merge", json={"into": "b"}) as response:
+        assert (response.status, await response.json()) == (200, {"UUID": "b", "mean": 5.0, "sum": 5, "count": 1})
+    assert store.get(["a", "b"]) == [None, Tally(5, 1)]
+
+
+async def test_an_encoded_path_is_no_merge(client, service):
+    """The UUID a/merge in a path whose first segment is encoded too: there is nothing to post to."""
+    await post(client, "a", 5)
+    for path in ("/means/a%2Fmerge", "/means/a/merg%65", "/me%61ns/a%2Fmerge"):
+        status, _, problem = await exchange(service, raw_json(f"POST {path}", b'{"into": "b"}'))
+        assert (status, problem["status"]) in ((404, 404), (405, 405))
+    status, _, mean = await exchange(service, raw_json("POST /me%61ns/a/merge", b'{"into": "b"}'))
+    assert (status, mean["UUID"]) == (200, "b")
+
+
+async def test_ids_of_a_merged_uuid(client, store):
+    """They are replayed and void nothing; by its value the score is voided where it went."""
+    score = {"UUID": "a", "score": 5, "id": "k"}
+    for body in (score, {"UUID": "b", "score": 1}):
+        async with client.post("/scores", json=body) as response:
+            assert response.status == 200
+    async with client.post("/means/a/merge", json={"into": "b"}) as response:
+        assert response.status == 200
+    async with client.post("/scores", json=score) as response:
+        assert (await response.json(), response.headers["Idempotency-Replayed"]) == ({"UUID": "a", "mean": 5.0}, "true")
+    await assert_problem(client.delete("/scores/k"), 404, "unknown-id")
+    async with client.post("/voids", json={"UUID": "b", "score": 5, "id": "v"}) as response:
+        assert await response.json() == {"UUID": "b", "mean": 1.0, "sum": 1, "count": 1}
+    assert store.get(["a", "b"]) == [None, Tally(1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/voids", {"UUID": "a", "score": 5, "id": "k"}), ("/means/a/merge", {"into": "b"})]
+)
 async def test_a_full_disk_mends_nothing(client, store, monkeypatch, path, body):
     """507, as a post; and once there is room, the same request is carried out."""
     await post(client, "a", 5)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from yarl import URL
 
 from scoremean.app import Service
-from scoremean.model import Batch, Forget, Score, Tally, Void, VoidScore
+from scoremean.model import Batch, Forget, Merge, Score, Tally, Void, VoidScore
 from scoremean.settings import Settings
 from scoremean.store.lmdb import LmdbStore
 from scoremean.validation import JSON, MSGPACK, NDJSON
@@ -254,6 +254,8 @@ def request_of(change) -> tuple[str, str, object]:
             return "POST", "/voids", wire(change.score)
         case Forget():
             return "DELETE", f"/means/{encoded(change.uuid)}", None
+        case Merge():
+            return "POST", f"/means/{encoded(change.uuid)}/merge", {"into": change.into}
         case Batch():
             return "POST", "/scores" + "?on_error=skip" * change.skip, [wire(score) for score in change.scores]
     return "POST", "/scores", wire(change)
@@ -278,6 +280,8 @@ def answer_of(change, outcome) -> object:
             return full_mean(change.score.uuid, outcome)
         case Forget():
             return full_mean(change.uuid, outcome)
+        case Merge():
+            return full_mean(change.into, outcome)
         case Batch():
             pairs = zip(change.scores, outcome)
             return [answer_of(score, one) if isinstance(one, Tally) else AnyProblem(one) for score, one in pairs]

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import ClientSession
 from msgspec.structs import replace
 
-from scoremean import Add, Forget, Replay, Score, Tally, Void, VoidScore, cli, codec, open_store, operate
+from scoremean import Add, Forget, Merge, Replay, Score, Tally, Void, VoidScore, cli, codec, open_store, operate
 from scoremean.errors import NotWritten, StoreDamaged, StoreError, StoreForeign, StoreMissing
 from scoremean.store import journal
 from scoremean.store.lmdb import LmdbStore
@@ -57,7 +57,7 @@ def fixture_filled(tmp_path):
         store.commit([Void("id-7"), Forget("uuid-0008"), Score("uuid-0008", 5, "id-new")])
         for place in range(30):
             store.commit(scores_of([(f"uuid-{place:04}", 5), ("a1-b1", place % 6)]))
-        store.commit([VoidScore(Score("uuid-0009", 3, "void")), Score("uuid-0009", 1)])
+        store.commit([VoidScore(Score("uuid-0009", 3, "void")), Score("uuid-0009", 1), Merge("uuid-0100", "uuid-new")])
     return path
 
 
@@ -421,7 +421,7 @@ def test_check_raises_for_no_store(tmp_path):
 
 @pytest.mark.parametrize("seed", range(40 if LONG else 2))
 def test_what_check_demands_is_so_after_every_commit(tmp_path, seed):
-    """Of ids above all: voided, forgotten and expired ones, in the journal and out of it, over restarts."""
+    """Of ids above all: voided, forgotten, merged and expired ones, in the journal and out of it, over restarts."""
     pick, now = random.Random(seed), 0.0
 
     def change(place: int):
@@ -429,7 +429,7 @@ def test_what_check_demands_is_so_after_every_commit(tmp_path, seed):
         void = Void(f"{pick.randrange(place + 1)}")
         by_value = VoidScore(Score(uuid, pick.choice((2, 3)), f"{place}"))
         scores = [Score(uuid, 3), Score(uuid, 2, f"{place}"), Add(uuid, Tally(6, 3), f"{place}")]
-        return pick.choices([*scores, void, by_value, Forget(uuid)], (4, 8, 2, 4, 6, 1))[0]
+        return pick.choices([*scores, void, by_value, Forget(uuid), Merge(uuid, "z")], (4, 8, 2, 4, 6, 1, 1))[0]
 
     with patch.multiple(journal, **SMALL_JOURNAL):
         done = 0

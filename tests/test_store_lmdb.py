@@ -29,7 +29,7 @@ from scoremean.errors import (
     UnknownId,
     UnknownUUID,
 )
-from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided, VoidScore
+from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store import journal
 from scoremean.store import lmdb as lmdb_module
 from scoremean.store.lmdb import DISK_RESERVE_BYTES, LmdbStore
@@ -334,6 +334,17 @@ def test_a_void_by_value_expires_as_an_id_does(tmp_path):
         assert (store.stats().ids, plain(store.commit([void])[0])) == (0, UnknownUUID)
         assert store.commit([Score("a", 5, "score"), void]) == [Tally(5, 1), Tally(0, 0)]
         assert not store.check()
+
+
+def test_a_merged_uuid_stays_merged_as_long_as_its_ids_live(tmp_path):
+    """As one that was forgotten."""
+    now = 0.0
+    with LmdbStore(tmp_path, id_retention_seconds=100, clock=lambda: now) as store:
+        store.commit([Score("a", 1, "before"), Merge("a", "b"), Score("a", 2, "after")])
+        for now in (0.0, 100.0):
+            assert plain(store.commit([Void("before")])[0]) is UnknownId
+        assert store.commit([Void("after")]) == [Voided("a", Tally(0, 0))]
+        assert store.get(["a", "b"]) == [None, Tally(1, 1)]
 
 
 def test_a_forgotten_uuid_stays_forgotten_as_long_as_its_ids_live(tmp_path):

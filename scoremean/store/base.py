@@ -14,13 +14,14 @@ from typing import Protocol, Self, TypeVar
 
 from scoremean.counts import Counts
 from scoremean.errors import NotSupported, RequestError, ScoremeanError, StoreFull, Unavailable
-from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Void, Voided, VoidScore
+from scoremean.model import Add, Batch, Forget, Merge, Page, Score, Stats, Tally, Void, Voided, VoidScore
 
 # What a commit is made of, and what becomes of each: a Score or an Add gives a Tally (a Replay when its id was seen before), a
-# Void gives a Voided, a VoidScore the Tally that is left (or a Replay, likewise), a Forget the Tally that it took away, a Batch
-# a list with the outcome of each score. Any of them may be refused by what the store holds, with an error of the client's that
-# counted nothing; in a store of several nodes also by one of them alone, with an error of the service's.
-Change = Score | Add | Void | VoidScore | Forget | Batch
+# Void gives a Voided, a VoidScore the Tally that is left (or a Replay, likewise), a Forget the Tally that it took away, a Merge
+# the Tally of `into` with the other one, a Batch a list with the outcome of each score. Any of them may be refused by what the
+# store holds, with an error of the client's that counted nothing; in a store of several nodes also by one of them alone, with
+# an error of the service's.
+Change = Score | Add | Void | VoidScore | Forget | Merge | Batch
 Refusal = RequestError | NotSupported | StoreFull | Unavailable
 Outcome = Tally | Voided | Refusal | list[Tally | RequestError]
 
@@ -55,8 +56,8 @@ class Store(Protocol):
         An outcome may be an error instead, and then that change alone counted nothing:
             IdConflict: the id was used for another UUID or score, or by a VoidScore for what is none, or the other way round.
             IdVoided: the score with this id was voided.
-            UnknownId: a Void of an id that no score carried, that has expired, or of a score of a forgotten UUID.
-            UnknownUUID: a Forget or a void of a UUID without a score.
+            UnknownId: a Void of an id that no score carried, that has expired, or of a score of a forgotten or merged UUID.
+            UnknownUUID: a Forget, a Merge or a void of a UUID without a score.
             NoSuchScore: a void of what the tally cannot hold.
             InvalidBatch: a Batch of which some scores would be refused, so that none was counted; `faults` lists them.
 

@@ -69,6 +69,7 @@ from scoremean.model import (
     Add,
     Batch,
     Forget,
+    Merge,
     Page,
     Replay,
     Score,
@@ -487,6 +488,7 @@ class _Commit:
             Void: self._void,
             VoidScore: self._void_score,
             Forget: self._forget,
+            Merge: self._merge,
             Batch: self._batch,
         }
         outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
@@ -581,7 +583,7 @@ class _Commit:
         key = codec.pack_id(void.id)
         found = self._find(key)
         if found is None or found[0].added.count < 0 or found[0].epoch != self._epoch_of(found[0].uuid, found[0].epoch):
-            return UnknownId(f"no score carried the id {void.id}, or it has expired or was forgotten")
+            return UnknownId(f"no score carried the id {void.id}, or it has expired, or its UUID was forgotten or merged")
         record, table = found
         if record.voided:
             return Voided(record.uuid, self._tally(record.uuid))
@@ -615,16 +617,31 @@ class _Commit:
         if not tally.count:
             return _unknown(forget.uuid)
         self._taken += tally.count
-        self._add(forget.uuid, -tally.sum, -tally.count)
+        self._empty(forget.uuid, tally)
+        return tally
+
+    def _merge(self, merge: Merge) -> Outcome:
+        tally = self._tally(merge.uuid)
+        if not tally.count:
+            return _unknown(merge.uuid)
+        try:
+            Add(merge.into, tally + self._tally(merge.into))  # what an import may not add no merge may make
+        except InvalidScore as error:
+            return error
+        self._empty(merge.uuid, tally)
+        return self._add(merge.into, tally.sum, tally.count)
+
+    def _empty(self, uuid: str, tally: Tally) -> None:
+        """Take the whole tally of a UUID out, and begin an epoch of it, in which its ids so far void nothing."""
+        self._add(uuid, -tally.sum, -tally.count)
         self.meta = self.meta._replace(epoch=self.meta.epoch + 1)
         epoch = codec.pack_number(self.meta.epoch)
         self._txn.put(codec.EPOCH_KEY, epoch, db=self._tables.meta)
         # The newer table is emptied after every id that was counted until now has expired.
         table = self._tables.ids[self.meta.generation.current]
-        kept = self.meta.kept + (self._txn.get(codec.pack_forgotten(forget.uuid), db=table) is None)
-        self._txn.put(codec.pack_forgotten(forget.uuid), epoch, db=table)
+        kept = self.meta.kept + (self._txn.get(codec.pack_forgotten(uuid), db=table) is None)
+        self._txn.put(codec.pack_forgotten(uuid), epoch, db=table)
         self.meta = self.meta._replace(kept=kept)
-        return tally
 
     def _epoch_of(self, uuid: str, default: int = 0) -> int:
         """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""

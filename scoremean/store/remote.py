@@ -30,7 +30,7 @@ from msgspec import Struct
 from scoremean import errors
 from scoremean.counts import Counts
 from scoremean.errors import Fault, InvalidScore, OutcomeUnknown, RequestError, StoreError, StoreFull
-from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Void, Voided, VoidScore
+from scoremean.model import Add, Batch, Forget, Merge, Page, Replay, Score, Stats, Tally, Void, Voided, VoidScore
 from scoremean.store.base import Change, Outcome, Store
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class _Refusal(Struct, array_like=True):
     faults: tuple[Fault, ...]
 
 
-_CHANGES = {kind: _run_of(kind, kind.__name__) for kind in (Score, Add, Void, VoidScore, Forget, Batch)}
+_CHANGES = {kind: _run_of(kind, kind.__name__) for kind in (Score, Add, Void, VoidScore, Forget, Merge, Batch)}
 _OUTCOMES = {kind: _run_of(kind, kind.__name__) for kind in (Tally, Replay, Voided)}
 _Refusals = _run_of(_Refusal, "Refusal")
 _Lists = _run_of(list[Union[*_OUTCOMES.values(), _Refusals]], "list")  # of a Batch, which holds no Batch
