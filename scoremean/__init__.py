@@ -9,7 +9,7 @@ As a library:
 """
 
 from scoremean.errors import ScoremeanError
-from scoremean.model import Add, Batch, Forget, Mean, Page, Replay, Score, Stats, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Mean, Merge, Page, Replay, Score, Stats, Tally, Void, Voided, VoidScore
 from scoremean.store import open_store
 from scoremean.store.base import Store
 
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "Forget",
     "Mean",
+    "Merge",
     "Page",
     "Replay",
     "Score",
@@ -26,6 +27,7 @@ __all__ = [
     "Store",
     "Tally",
     "Void",
+    "VoidScore",
     "Voided",
     "open_store",
 ]

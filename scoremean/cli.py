@@ -16,22 +16,23 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
 from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
-from scoremean.model import Mean
+from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
 from scoremean.notify import READY, notify
 from scoremean.operate import backup, check, check_file, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
 from scoremean.store import open_store
-from scoremean.store.base import Store
-from scoremean.store.files import DATA_FILE
+from scoremean.store.base import Change, Store
+from scoremean.store.files import DATA_FILE, require_store
 from scoremean.transfer import Columns, Importer, export
 from scoremean.validation import ScoreDecoder
 
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     get = _add_verb(verbs, "get", _get, "print the mean of a UUID, also while the store is served", _READING)
     get.add_argument("uuid", metavar="UUID", help="the UUID to look up")
     _add_verb(verbs, "stats", _stats, "print what the store holds, also while it is served", _READING)
+    _add_mend(verbs)
     _add_import(verbs)
     export_verb = _add_verb(verbs, "export", _export, "write every UUID's sum, count and mean, also while served", _READING)
     export_verb.add_argument("--format", choices=("ndjson", "csv", "parquet"), default="ndjson", help="[ndjson]")
@@ -80,6 +82,23 @@ def parser() -> argparse.ArgumentParser:
     settings = ["score_min", "score_max", "batch_max_scores", "queue_max_scores", "body_max_bytes", "token_file"]
     _add_verb(verbs, "openapi", _openapi, "print the OpenAPI document of a service with these settings", settings)
     return top
+
+
+def _add_mend(verbs) -> None:
+    settings = ["store", "store_size_max_gib", "id_retention_hours", "token_file"]
+    text = "take a score out of its mean, in a store that is not served or through a service"
+    void = _add_verb(verbs, "void", _void, text, settings)
+    void.add_argument("name", metavar="ID|UUID", help="the id of the score; or, for one whose id is not known, its UUID")
+    text = "with a UUID: the value of the score, of which one is taken out"
+    void.add_argument("score", metavar="SCORE", nargs="?", type=integer, help=text)
+    text = "with a UUID: the void's own id, for which it takes out once, however often it is repeated [a new one]"
+    void.add_argument("--id", metavar="ID", help=text)
+    text = "add the scores of a UUID to those of another one and forget it, in a store or through a service likewise"
+    merge = _add_verb(verbs, "merge", _merge, text, settings)
+    merge.add_argument("uuid", metavar="UUID", help="the UUID that goes")
+    merge.add_argument("--into", metavar="UUID", required=True, help="the UUID that is to have the scores of both")
+    for verb in (void, merge):
+        verb.add_argument("--url", metavar="URL", help="do it in the service at this address, and in no store here")
 
 
 def _add_import(verbs) -> None:
@@ -159,14 +178,54 @@ def _get(options: argparse.Namespace, settings: Settings) -> int:
         [tally] = store.get([options.uuid])
     if tally is None:
         return _complain(f"no score was counted for the UUID {options.uuid}", FAILED)
-    _print_json(Mean(options.uuid, tally.mean, tally.sum, tally.count))
-    return OK
+    return _print_mean(options.uuid, tally)
 
 
 def _stats(_: argparse.Namespace, settings: Settings) -> int:
     with _reading(settings) as store:
         _print_json(store.stats())
     return OK
+
+
+def _void(options: argparse.Namespace, settings: Settings) -> int:
+    if options.score is None:
+        if options.id is not None:
+            raise SettingError("--id is for a void by UUID and SCORE: to void the score with an id, give that id alone")
+        return _mend(options, settings, Void(options.name), lambda client: client.void(options.name))
+    score = Score(options.name, options.score, uuid4().hex if options.id is None else options.id)
+    return _mend(options, settings, VoidScore(score), lambda client: client.void_score(score), score.uuid)
+
+
+def integer(text: str) -> int:
+    """Return the integer that is posted as `text`. Raises ValueError, also for what only `int` takes for one."""
+    return msgspec.json.decode(text, type=int)
+
+
+def _merge(options: argparse.Namespace, settings: Settings) -> int:
+    merge = Merge(options.uuid, options.into)
+    return _mend(options, settings, merge, lambda client: client.merge(merge.uuid, into=merge.into), merge.into)
+
+
+def _mend(
+    options: argparse.Namespace, settings: Settings, change: Change, ask: Callable[[Any], Awaitable[Mean]], uuid: str = ""
+) -> int:
+    """Make `change`, by `ask` in the service at --url, or else in the store, and print what becomes of `uuid`."""
+    if options.url is not None:
+        _print_json(asyncio.run(_asked(options.url, _token(settings), ask)))
+        return OK
+    require_store(Path(settings.store))
+    with open_store(settings.store, **settings.store_options) as store:
+        [outcome] = store.commit([change])
+    if isinstance(outcome, ScoremeanError):
+        raise outcome
+    return _print_mean(outcome.uuid, outcome.tally) if isinstance(outcome, Voided) else _print_mean(uuid, outcome)
+
+
+async def _asked(url: str, token: str | None, ask: Callable[[Any], Awaitable[Mean]]) -> Mean:
+    from scoremean.client import Client
+
+    async with Client(url, token=token) as client:
+        return await ask(client)
 
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
@@ -205,10 +264,16 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
 def _target(options: argparse.Namespace, settings: Settings) -> AbstractContextManager[Any]:
     if options.url is None:
         return open_store(settings.store, **settings.store_options)
-    from scoremean.access import write_token
     from scoremean.client import Served
 
-    return Served(options.url, write_token(settings.token_file) if settings.token_file else None)
+    return Served(options.url, _token(settings))
+
+
+def _token(settings: Settings) -> str | None:
+    """Return the token that a service is written to with, if there is a file of them."""
+    from scoremean.access import write_token
+
+    return write_token(settings.token_file) if settings.token_file else None
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> int:
@@ -325,6 +390,11 @@ def _reading(settings: Settings) -> Store:
 
 def _version() -> str:
     return importlib.metadata.version("scoremean")
+
+
+def _print_mean(uuid: str, tally: Tally) -> int:
+    _print_json(Mean(uuid, tally.mean if tally.count else None, tally.sum, tally.count))
+    return OK
 
 
 def _print_json(value: object) -> None:

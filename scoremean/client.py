@@ -218,6 +218,27 @@ class Client:
         """
         return _decoded((await self._request("DELETE", _path("/scores/", require_id(name)))).body, Mean)
 
+    async def void_score(self, score: Score) -> Mean:
+        """Take one score of this UUID and value out of the tally, whatever it was counted with, and return what is left.
+
+        Once for the id of `score`, which is the void's own; without one it gets one for this call.
+
+        Raises:
+            UnknownUUID: the UUID has no score.
+            NoSuchScore: its tally cannot hold this one.
+        """
+        members = {"id": uuid4().hex, **self._members(score)}
+        return _decoded((await self._request("POST", "/voids", msgspec.json.encode(members))).body, Mean)
+
+    async def merge(self, uuid: Text, *, into: Text) -> Mean:
+        """Add the tally of `uuid` to that of `into`, forget `uuid`, and return the mean of `into`, once that is durable.
+
+        Raises:
+            UnknownUUID: `uuid` has no score; also when an earlier attempt merged it and the answer was lost.
+        """
+        path, body = _path("/means/", require_uuid(uuid)) + "/merge", msgspec.json.encode({"into": require_uuid(into)})
+        return _decoded((await self._request("POST", path, body)).body, Mean)
+
     async def forget(self, uuid: Text) -> Mean:
         """Forget `uuid` and return what it had, once that is durable.
 
@@ -363,6 +384,8 @@ class SyncClient:
     get = _waited(Client.get)
     get_many = _waited(Client.get_many)
     void = _waited(Client.void)
+    void_score = _waited(Client.void_score)
+    merge = _waited(Client.merge)
     forget = _waited(Client.forget)
 
     @overload

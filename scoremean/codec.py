@@ -6,12 +6,13 @@ Format 1:
     means         the UUID, UTF-8        msgpack [sum, count]
     ids-0, ids-1  BLAKE2b-128 of the id  msgpack [UUID, score, 1, sum, count, voided, epoch]: what was added, first answer;
                                          of a UUID that was erased, its BLAKE2b-128 in its place
-                  0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs
+                  0, BLAKE2b of a UUID   msgpack epoch: the UUID was forgotten, with the ids of its scores of other epochs,
+                                         or merged into another one
     journal-0, -1 record number, 8 bytes msgpack [sum, count, [UUID, sum, count, UUID, ...], ids, n, [key, value, key, ...]]:
                                          over all UUIDs, new tallies, how many ids are kept, new records of ids for ids-n;
                                          and zero bytes that fill the page, where the value has one of its own
     meta          "format"               msgpack 1
-    meta          "epoch"                msgpack integer: how many times a UUID was forgotten
+    meta          "epoch"                msgpack integer: how many times a UUID was forgotten or merged
     meta          "generation"           msgpack [n, since]: new ids go to the table ids-n, since that Unix time in seconds
     meta          "range"                msgpack [score_min, score_max]: what the scores of this store are
     meta          "erasing-", BLAKE2b    msgpack [epoch, UUID]: what is left to erase of a UUID; of ids alone if it is empty
@@ -60,7 +61,7 @@ _OWN_PAGE_FROM_BYTES = _OWN_PAGE_BYTES // 2 - 18
 class IdRecord(Struct, frozen=True, gc=False):
     """What is kept of an id: what it added, the tally that was its first answer, and whether it was voided.
 
-    A score adds `(score, 1)`, an imported tally more.
+    A score adds `(score, 1)`, an imported tally more; the void of a score, `(-score, -1)`.
 
     `epoch` is that of the UUID when the score was counted: 0 if it was never forgotten. `uuid` is `pack_id(UUID)` of one whose
     text was erased.

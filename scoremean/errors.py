@@ -19,6 +19,7 @@
     │       ├── InvalidId            the same for an id
     │       ├── IdConflict           the id was used for another UUID or score
     │       ├── IdVoided             the score with this id was voided
+    │       ├── NoSuchScore          a void of what the tally of its UUID cannot hold
     │       ├── InvalidBatch         some scores of a batch are at fault, so none was counted
     │       └── InvalidQuery         a parameter or the list of UUIDs of a read is at fault
     ├── Unavailable                 503  try again; Retry-After says when
@@ -213,7 +214,7 @@ class InvalidId(InvalidScore):
 
 
 class IdConflict(InvalidScore):
-    """The id was used before, for another UUID or another score. This one was not counted."""
+    """The id was used before, for another UUID or another score, or for a void of one. This one was not counted."""
 
     slug = "id-conflict"
     title = "Id conflict"
@@ -224,6 +225,13 @@ class IdVoided(InvalidScore):
 
     slug = "id-voided"
     title = "Id voided"
+
+
+class NoSuchScore(InvalidScore):
+    """The tally of the UUID cannot hold what was to be voided: no scores could make what would be left. It is as it was."""
+
+    slug = "no-such-score"
+    title = "No such score"
 
 
 class InvalidBatch(InvalidScore):

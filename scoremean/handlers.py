@@ -29,7 +29,7 @@ from scoremean.errors import (
     UnknownUUID,
 )
 from scoremean.live import Live
-from scoremean.model import Batch, Forget, Mean, Replay, Tally, Void, require_id, require_uuid
+from scoremean.model import Batch, Forget, Mean, Merge, Replay, Tally, Void, VoidScore, require_id, require_uuid
 from scoremean.server import Response, Route, Stream, decoded_path, describe, read_body, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store
@@ -40,6 +40,7 @@ from scoremean.validation import (
     Item,
     ScoreDecoder,
     all_faults,
+    decode_into,
     decode_min_count,
     decode_on_error,
     decode_page,
@@ -77,10 +78,12 @@ class Handlers:
         return [
             Route("POST", "/scores", self.post_scores, Right.WRITE),
             Route("DELETE", "/scores/{id}", self.void_score, Right.WRITE),
+            Route("POST", "/voids", self.post_void, Right.WRITE),
             Route("GET", "/means", self.list_means, Right.READ),
             Route("POST", "/means/query", self.query_means, Right.READ),
             Route("GET", "/means/{UUID}", self.get_mean, Right.READ),
             Route("DELETE", "/means/{UUID}", self.forget_mean, Right.WRITE),
+            Route("POST", "/means/{UUID}/merge", self.merge_mean, Right.WRITE),
             Route("GET", "/stats", self.get_stats, Right.READ),
             Route("GET", "/events", self.get_events, Right.READ),
             Route("GET", "/metrics", self.get_metrics, Right.READ),
@@ -131,6 +134,18 @@ class Handlers:
         voided = await self.writer.post(Void(_text_in_path(request, require_id)))
         return respond(_mean(voided.uuid, voided.tally))
 
+    async def post_void(self, request: BaseRequest) -> Response:
+        """Take the score in the body out of the tally of its UUID and answer what is left, once that is durable."""
+        kind = media_type(request.headers, (JSON, MSGPACK))
+        body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
+        score = await _off_loop(self.decoder.decode if kind == JSON else self.decoder.decode_msgpack, body)
+        score = with_key(score, request.headers.getall("Idempotency-Key", ()))
+        left = await self.writer.post(VoidScore(score))
+        response = respond(_mean(score.uuid, left), content_type=kind)
+        if isinstance(left, Replay):
+            response.headers[REPLAYED] = "true"
+        return response
+
     async def get_mean(self, request: BaseRequest) -> Response:
         """Answer the mean of the UUID in the path, with its sum and count."""
         uuid = _text_in_path(request, require_uuid)
@@ -148,6 +163,14 @@ class Handlers:
         """Forget the UUID in the path and answer what it had, once that is durable."""
         uuid = _text_in_path(request, require_uuid)
         return respond(_mean(uuid, await self.writer.post(Forget(uuid))))
+
+    async def merge_mean(self, request: BaseRequest) -> Response:
+        """Add the tally of the UUID in the path to that of the one in the body, forget it, and answer the sum, once durable."""
+        uuid = _text_in_path(request, require_uuid, "/merge")
+        media_type(request.headers, (JSON,))
+        body = await read_body(request, self.settings.body_max_bytes, self.settings.body_timeout_seconds)
+        into = await _off_loop(decode_into, body)
+        return respond(_mean(into, await self.writer.post(Merge(uuid, into))))
 
     async def list_means(self, request: BaseRequest) -> Response:
         """Answer a page of means in the order of UUIDs, with a Link to the next one."""
@@ -274,9 +297,9 @@ def _variable(request: BaseRequest) -> str:
     return decoded_path(request).split("/", 2)[2]
 
 
-def _text_in_path(request: BaseRequest, require: Callable[[str], str]) -> str:
-    """Return what stands for the variable in the path, once `require` takes it."""
-    text = _variable(request)
+def _text_in_path(request: BaseRequest, require: Callable[[str], str], end: str = "") -> str:
+    """Return what stands for the variable in the path, before `end`, once `require` takes it."""
+    text = _variable(request).removesuffix(end)
     try:
         return require(text)
     except InvalidScore as error:

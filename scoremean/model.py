@@ -17,7 +17,7 @@ from uuid import UUID
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import force_setattr
 
-from scoremean.errors import InvalidId, InvalidScore, InvalidUUID
+from scoremean.errors import Fault, InvalidId, InvalidScore, InvalidUUID
 
 TEXT_MAX_BYTES = 256
 
@@ -134,6 +134,38 @@ class Void(Struct, frozen=True, gc=False):
         force_setattr(self, "id", require_id(self.id))
 
 
+class VoidScore(Struct, frozen=True, gc=False):
+    """Takes one score of this UUID and value out of the tally, out of the sum and the count, whatever it was counted with.
+
+    It is for a score that carried no id, or came in an imported tally. The `id` of `score` is that of the void, which takes out
+    once for it. Raises InvalidId without one.
+    """
+
+    score: Score
+
+    def __post_init__(self) -> None:
+        if self.score.id is None:
+            raise InvalidId("the void of a score needs an id of its own: a retry without one would take out another score")
+
+
+class Merge(Struct, frozen=True, gc=False):
+    """Adds the tally of a UUID to that of `into` and forgets the UUID, in one commit. Raises InvalidUUID."""
+
+    uuid: str
+    into: str
+
+    if TYPE_CHECKING:
+
+        def __init__(self, uuid: Text, into: Text): ...
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "uuid", require_uuid(self.uuid))
+        force_setattr(self, "into", require_uuid(self.into))
+        if self.into == self.uuid:
+            reason = "a UUID is not merged into itself"
+            raise InvalidUUID(reason, (Fault("/into", reason),))
+
+
 class Forget(Struct, frozen=True, gc=False):
     """Forgets a UUID: its tally goes, and ids of its scores are only replayed from then on. Raises InvalidUUID."""
 
@@ -203,7 +235,7 @@ class Tally(Struct, frozen=True, gc=False, order=True):
 
 
 class Replay(Tally, frozen=True, gc=False):
-    """The tally that the first score with this id was answered with. This one counted nothing."""
+    """The tally that the first score, or void of a score, with this id was answered with. This one changed nothing."""
 
 
 class Voided(Struct, frozen=True, gc=False):

@@ -40,6 +40,12 @@ class PostedMean(Struct, forbid_unknown_fields=True):
     mean: float
 
 
+class Merge(Struct, forbid_unknown_fields=True):
+    """Where the tally of a UUID goes."""
+
+    into: str
+
+
 class ServiceStats(Stats):
     """What the store holds, and the version of the service."""
 
@@ -85,6 +91,7 @@ _MEMBERS: dict[str, dict[str, Any]] = {
     "UUID": _UUID,
     "id": _ID,
     "score": {"description": "an integer, without quotes, fraction or exponent"},
+    "into": {**_UUID, "description": "the UUID that is to have both tallies", "examples": ["a1-b2"]},
     "mean": {"description": "sum / count, as the float nearest to it"},
     "Mean.mean": {"description": "sum / count, as the float nearest to it; null where a void has left no score"},
     "sum": {"description": "the sum of the scores, exact"},
@@ -298,7 +305,28 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         " twice changes nothing the second time.",
         parameters=(_parameter("path", "id", _ID, "percent-encoded UTF-8", "vote-1"),),
         answers={200: _answer("what is left of the UUID", _content(_ref("Mean"), _MEAN))},
-        problems=(*_WRITE, errors.InvalidId, errors.UnknownId),
+        problems=(*_WRITE, errors.InvalidId, errors.UnknownId, errors.UnknownUUID, errors.NoSuchScore),
+    ),
+    ("POST", "/voids"): Operation(
+        name="post_void",
+        right=Right.WRITE,
+        summary="Void a score of this UUID and value, whatever it was counted with",
+        details="For a score that was posted without an `id`, or imported in a sum. Takes one such score out of the sum and the"
+        " count, and answers what is left, once that is on disk. The `id` is the void's own: sent again with it, nothing more"
+        " is taken out. It may come as the header `Idempotency-Key` instead, as that of a score may.",
+        body={"required": True, "content": {kind: {"schema": _ref("VoidScore")} for kind in (JSON, MSGPACK)}},
+        answers={
+            200: _answer("what is left of the UUID", _content(_ref("Mean"), _MEAN, JSON, MSGPACK), "Idempotency-Replayed")
+        },
+        problems=(
+            *_BODY,
+            *_WRITE,
+            errors.InvalidScore,
+            errors.InvalidId,
+            errors.IdConflict,
+            errors.NoSuchScore,
+            errors.UnknownUUID,
+        ),
     ),
     ("GET", "/means"): Operation(
         name="list_means",
@@ -349,6 +377,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         parameters=(_UUID_IN_PATH,),
         answers={200: _answer("what the UUID had", _content(_ref("Mean"), _MEAN))},
         problems=(*_WRITE, errors.InvalidUUID, errors.UnknownUUID),
+    ),
+    ("POST", "/means/{UUID}/merge"): Operation(
+        name="merge_mean",
+        right=Right.WRITE,
+        summary="Merge a UUID into another one",
+        details="Adds its tally to that of `into`, which may have no score yet, and forgets it, in one step. Answers the mean"
+        " of `into`, once that is on disk. Merged again it has no score, and nothing is counted twice.",
+        parameters=(_UUID_IN_PATH,),
+        body={"required": True, "content": {JSON: {"schema": _ref("Merge")}}},
+        answers={200: _answer("the mean of `into`, with both", _content(_ref("Mean"), {**_MEAN, "UUID": "a1-b2"}))},
+        problems=(*_BODY, *_WRITE, errors.InvalidUUID, errors.InvalidScore, errors.UnknownUUID),
     ),
     ("GET", "/stats"): Operation(
         name="get_stats",
@@ -563,7 +602,7 @@ def _first_paragraph(text: str) -> str:
 
 def _schemas(settings: Settings) -> dict[str, Any]:
     score = ScoreDecoder(settings.score_min, settings.score_max, settings.batch_max_scores).type
-    types: Iterable[type] = (score, PostedMean, Mean, ServiceStats, Status, Problem, Now, View)
+    types: Iterable[type] = (score, PostedMean, Mean, Merge, ServiceStats, Status, Problem, Now, View)
     _, schemas = msgspec.json.schema_components(types, ref_template=_SCHEMA)
     for name, schema in schemas.items():
         schema["description"] = _first_paragraph(schema.get("description", ""))
@@ -573,6 +612,12 @@ def _schemas(settings: Settings) -> dict[str, Any]:
     example = {"UUID": "a1-b1", "score": settings.score_max}
     schemas["Score"] |= {"description": "One integer given to one UUID.", "examples": [example]}
     schemas["Score"]["properties"]["id"] = _ID
+    schemas["VoidScore"] = schemas["Score"] | {
+        "description": "One score to be taken out; its `id` is that of the void.",
+        "required": ["UUID", "score", "id"],
+        "examples": [{**example, "id": "mistake-1"}],
+    }
+    schemas["Merge"]["examples"] = [{"into": "a1-b2"}]
     schemas["Mean"]["required"] = list(schemas["Mean"]["properties"])
     schemas["Problem"]["properties"]["type"]["enum"] = [_urn(kind) for kind in problem_types()]
     schemas["Batch"] = _array(_ref("Score")) | {

@@ -252,7 +252,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[Response]]
 
 
 class Route(NamedTuple):
-    """What answers a method on a path. A path may end in one `{variable}`, which stands for all the rest, slashes included.
+    """What answers a method on a path. Behind its first segment there may be one `{variable}`, which stands for all the rest,
+    slashes included, or for all but the last segment.
 
     Attributes:
         vital: it tells whether the service is up, and is answered also on a connection that is one too many: whoever asks
@@ -290,10 +291,12 @@ class Router:
     def __init__(self, routes: Iterable[Route]):
         self._exact: dict[str, dict[str, Route]] = {}
         self._below: dict[str, dict[str, Route]] = {}
+        self._around: dict[str, dict[str, Route]] = {}
         for number, plain in enumerate(routes, 1):
             route = plain._replace(first_cell=request_cell(number, STATUSES[0]))
-            fixed, variable, _ = route.path.partition("{")
-            methods = (self._below if variable else self._exact).setdefault(fixed, {})
+            fixed, variable, rest = route.path.partition("{")
+            last = rest.partition("}")[2]
+            methods = (self._around if last else self._below if variable else self._exact).setdefault(fixed + last, {})
             methods |= dict.fromkeys(("GET", "HEAD") if route.method == "GET" else (route.method,), route)
 
     def find(self, request: web.BaseRequest) -> Route:
@@ -307,8 +310,12 @@ class Router:
         below = self._below.get(path[: path.find("/", 1) + 1], _NOTHING)
         if (route := below.get(method)) is not None:
             return route
+        first, last = path.find("/", 1) + 1, path.rfind("/")
+        around = self._around.get(path[:first] + path[last:], _NOTHING) if first <= last else _NOTHING
+        if (route := around.get(method)) is not None:
+            return route
         path = request.rel_url.raw_path
-        if allowed := ", ".join(sorted(exact | below)):
+        if allowed := ", ".join(sorted(exact | below | around)):
             raise MethodNotAllowed(f"{path} has no {method}; it has {allowed}", allowed)
         raise UnknownRoute(f"there is no {path}; docs/http.md lists the routes")
 

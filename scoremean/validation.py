@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -304,9 +304,26 @@ def decode_uuids(body: bytes, max_uuids: int) -> list[str]:
         raise InvalidQuery(f"the body must be an array of UUIDs, not {_shown(_reread(body, error))}") from None
     if len(uuids) > max_uuids:
         raise BodyTooLarge(f"there are {len(uuids)} UUIDs; ask for at most {max_uuids} at once")
-    if faults := tuple(_uuid_faults(uuids)):
+    if faults := tuple(_uuid_faults(enumerate(uuids))):
         raise InvalidQuery("not every one is a UUID", faults)
     return uuids
+
+
+def decode_into(body: bytes) -> str:
+    """Return the UUID in `body`, a JSON object with the one member `into`.
+
+    Raises:
+        MalformedRequest: not JSON.
+        InvalidUUID: another value; `faults` names each member at fault.
+    """
+    try:
+        value = msgspec.json.decode(body, type=dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        raise InvalidUUID(f"the body must be an object with the member into, not {_shown(_reread(body, error))}") from None
+    unknown = (Fault(_pointer(name), f"unknown member {_shown(name)}; there is only into") for name in value if name != "into")
+    if faults := (*unknown, *_uuid_faults({"into": value.get("into")}.items())):
+        raise InvalidUUID("the body must be an object with the member into, a UUID", faults)
+    return value["into"]
 
 
 def _parameters(query: str, known: Sequence[str]) -> dict[str, str]:
@@ -359,15 +376,15 @@ def decode_on_error(query: str) -> bool:
     return value == "skip"
 
 
-def _uuid_faults(uuids: Sequence[Any]) -> Iterator[Fault]:
-    for index, uuid in enumerate(uuids):
+def _uuid_faults(members: Iterable[tuple[int | str, Any]]) -> Iterator[Fault]:
+    for place, uuid in members:
         if not isinstance(uuid, str):
-            yield Fault(f"/{index}", f"a UUID is a string, not {_shown(uuid)}")
+            yield Fault(f"/{place}", f"a UUID is a string, not {_shown(uuid)}")
             continue
         try:
             require_uuid(uuid)
         except InvalidUUID as error:
-            yield Fault(f"/{index}", str(error))
+            yield Fault(f"/{place}", str(error))
 
 
 def _lines(body: bytes) -> list[bytes]:

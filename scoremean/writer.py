@@ -11,16 +11,13 @@ The Writer lives on one event loop and knows nothing of HTTP or LMDB: it works i
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from concurrent.futures import Future as StoreFuture
 
 from scoremean.counts import QUEUE_SCORES
 from scoremean.errors import OutcomeUnknown, QueueFull, ScoremeanError, Stopping, StoreFull
 from scoremean.model import Batch
-from scoremean.store.base import Change, Outcome, Store
-
-_log = logging.getLogger(__name__)
+from scoremean.store.base import Change, Outcome, Store, tell_failure
 
 Waiting = list[asyncio.Future[Outcome]]
 
@@ -131,10 +128,7 @@ class Writer:
             self._commit_gathered()
 
     def _fail(self, waiting: Waiting, error: BaseException) -> None:
-        if not self.failed.done():
-            traceback = not isinstance(error, ScoremeanError) and error  # else its sentence says it all
-            _log.critical("a commit failed, the service must stop: %r", error, exc_info=traceback)
-            self.failed.set_result(error)
+        tell_failure(self.failed, error)
         unknown = OutcomeUnknown("the commit failed: outcome unknown, retry with the same id")
         self._resolve(waiting, [unknown] * len(waiting))
         stopping = Stopping("the service is stopping; nothing was counted, send it again")

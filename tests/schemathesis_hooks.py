@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
 
 from scoremean.validation import MSGPACK, NDJSON
 
-# Rules on ids that no schema has: an id is for one score, and a header for a single one.
-ID_PROBLEMS = {f"urn:scoremean:{slug}" for slug in ("id-conflict", "id-voided", "invalid-id")}
+# Rules that no schema has: an id is for one score, and a header for a single one; a tally holds what is voided.
+STORE_PROBLEMS = {f"urn:scoremean:{slug}" for slug in ("id-conflict", "id-voided", "invalid-id", "no-such-score")}
 
 
 @schemathesis.serializer(NDJSON)
@@ -71,14 +71,14 @@ def valid_data_is_taken(
 
 
 def _beyond_schema(problem: dict[str, Any]) -> bool:
-    """Return whether all faults are such: of ids, or of 4.0, which is an integer to a schema."""
+    """Return whether all faults are such: of ids, of 4.0, which is an integer to a schema, or of a merge into itself."""
     faults = problem.get("errors", [])
-    return problem["type"] in ID_PROBLEMS or bool(faults) and all(map(_fault_beyond_schema, faults))
+    return problem["type"] in STORE_PROBLEMS or bool(faults) and all(map(_fault_beyond_schema, faults))
 
 
 def _fault_beyond_schema(fault: dict[str, str]) -> bool:
     detail = fault["detail"]
-    return "was used before" in detail or "was voided" in detail or detail.endswith(".0")
+    return any(rule in detail for rule in ("was used before", "was voided", "into itself")) or detail.endswith(".0")
 
 
 @schemathesis.check
@@ -93,5 +93,6 @@ def invalid_data_is_refused(
 def allow_names_the_methods(
     ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
 ) -> bool | None:
-    """As allow_header_conformance, but for /means/query: it is a UUID too, and has the methods of /means/{UUID}."""
-    return None if case.operation.path == "/means/query" else allow_header_conformance(ctx, response, case)
+    """As allow_header_conformance, but for what is a UUID behind /means/ too, and has the methods of /means/{UUID}."""
+    is_uuid_too = case.operation.path in ("/means/query", "/means/{UUID}/merge")
+    return None if is_uuid_too else allow_header_conformance(ctx, response, case)

@@ -19,14 +19,16 @@ from scoremean.errors import (
     IdConflict,
     IdVoided,
     InvalidBatch,
+    InvalidId,
     InvalidQuery,
     InvalidScore,
     InvalidUUID,
+    NoSuchScore,
     StoreError,
     UnknownId,
     UnknownUUID,
 )
-from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
+from scoremean.model import COUNT_BOUND, Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store.base import Change, Outcome, Store
 from tests.support import Oracle, plain, scores_of
 
@@ -34,7 +36,9 @@ UUIDS = st.sampled_from(["a1-b1", "a", "b", "é/ü", "\U0001f600", "z" * 256])
 IDS = st.sampled_from(["id-1", "id-2", "id-3", "é"])
 SCORES = st.builds(Score, UUIDS, st.integers(0, 5), st.none() | IDS)
 BATCHES = st.builds(Batch, st.lists(SCORES, max_size=4), st.booleans())
-CHANGES = SCORES | BATCHES | st.builds(Void, IDS) | st.builds(Forget, UUIDS)
+MERGES = st.lists(UUIDS, min_size=2, max_size=2, unique=True).map(lambda pair: Merge(*pair))
+VOIDS = st.builds(Void, IDS) | st.builds(VoidScore, st.builds(Score, UUIDS, st.integers(0, 5), IDS))
+CHANGES = SCORES | BATCHES | VOIDS | st.builds(Forget, UUIDS) | MERGES
 
 USED = [Score("a", 5, "used"), Score("a", 1, "gone"), Void("gone")]
 PARTLY_AT_FAULT = [
@@ -112,6 +116,102 @@ class StoreContract(ABC):
         assert store.get(["a"]) == [None]
         assert [uuid for uuid, _ in store.scan(None, 10).tallies] == ["b"]
         assert store.commit([Score("a", 3)]) == [Tally(3, 1)]
+
+    def test_a_score_is_voided_by_its_value(self, store):
+        """Whatever it was counted with: without an id, in an imported sum; once for the id of the void."""
+        store.commit([Score("a", 5), Add("a", Tally(9, 3), "file"), Score("b", 4)])
+        voids = [VoidScore(Score("a", 5, "void-1")), VoidScore(Score("a", 2, "void-2"))]
+        assert store.commit(voids) == [Tally(9, 3), Tally(7, 2)]
+        store.commit([Score("a", 1)])
+        replays = store.commit(voids)
+        assert replays == [Replay(9, 3), Replay(7, 2)] and {type(one) for one in replays} == {Replay}
+        assert (store.get(["a", "b"]), store.stats().scores) == ([Tally(8, 3), Tally(4, 1)], 4)
+
+    def test_a_void_by_value_of_the_last_score_leaves_no_mean(self, store):
+        """The id goes on being replayed, and scores after it are as of a new UUID."""
+        last = VoidScore(Score("a", 5, "void-1"))
+        assert store.commit([Score("a", 5), last, last]) == [Tally(5, 1), Tally(0, 0), Replay(0, 0)]
+        assert (store.get(["a"]), store.stats().uuids) == ([None], 0)
+        assert store.commit([Score("a", 3), last]) == [Tally(3, 1), Replay(0, 0)]
+        assert store.get(["a"]) == [Tally(3, 1)]
+
+    def test_what_a_tally_cannot_hold_is_not_voided(self, store):
+        """Nothing changes, and its id may be used again."""
+        store.commit([Score("a", 5), Score("b", 5), Score("b", 5)])
+        refused = [Score("a", 4, "void"), Score("b", 4, "void"), Score("nobody", 5, "void")]
+        outcomes = store.commit([VoidScore(score) for score in refused])
+        assert [plain(outcome) for outcome in outcomes] == [NoSuchScore, NoSuchScore, UnknownUUID]
+        assert store.get(["a", "b", "nobody"]) == [Tally(5, 1), Tally(10, 2), None]
+        assert store.stats().ids == 0
+        assert store.commit([VoidScore(Score("a", 5, "void"))]) == [Tally(0, 0)]
+
+    def test_an_id_is_of_a_score_or_of_a_void(self, store):
+        """Neither takes that of the other, nor of another void; and the void itself cannot be voided."""
+        store.commit([Score("a", 5, "score"), Score("a", 5), Score("b", 4), VoidScore(Score("a", 5, "void"))])
+        changes = [
+            VoidScore(Score("a", 5, "score")),
+            Score("a", 5, "void"),
+            Add("a", Tally(5, 1), "void"),
+            VoidScore(Score("b", 4, "void")),
+            VoidScore(Score("a", 4, "void")),
+            Batch([Score("a", 5, "void")]),
+            Void("void"),
+        ]
+        outcomes = [plain(outcome) for outcome in store.commit(changes)]
+        assert outcomes == [IdConflict] * 5 + [InvalidBatch, UnknownId]
+        assert store.get(["a", "b"]) == [Tally(5, 1), Tally(4, 1)]
+
+    def test_a_score_is_not_voided_by_its_value_and_by_its_id(self, store):
+        """What the one has taken out the other does not find any more, as far as the tally tells."""
+        store.commit([Score("a", 5, "id-1"), Add("b", Tally(9, 3), "id-2"), Add("b", Tally(1, 1))])
+        store.commit([VoidScore(Score("a", 5, "void-1")), *(VoidScore(Score("b", 3, f"void-{n}")) for n in "23")])
+        outcomes = store.commit([Void("id-1"), Void("id-2")])
+        assert [plain(outcome) for outcome in outcomes] == [UnknownUUID, NoSuchScore]
+        assert store.get(["a", "b"]) == [None, Tally(4, 2)]
+        assert store.commit([Score("a", 5, "id-1"), Score("a", 5), Void("id-1")])[2] == Voided("a", Tally(0, 0))
+
+    def test_a_void_by_value_without_an_id_cannot_be(self):
+        """Its retry would take out another score."""
+        with pytest.raises(InvalidId, match="needs an id of its own"):
+            VoidScore(Score("a", 5))
+
+    def test_a_uuid_is_merged_into_another(self, store):
+        """The one has both tallies, the other is unknown and starts anew; again it is refused."""
+        store.commit(scores_of([("a", 5), ("a", 4), ("b", 1), ("c", 2)]))
+        assert store.commit([Merge("a", "b")]) == [Tally(10, 3)]
+        assert store.get(["a", "b", "c"]) == [None, Tally(10, 3), Tally(2, 1)]
+        assert (store.stats().uuids, store.stats().scores) == (2, 4)
+        assert plain(store.commit([Merge("a", "b")])[0]) is UnknownUUID
+        assert store.commit([Score("a", 3), Merge("b", "new"), Merge("new", "a")]) == [Tally(3, 1), Tally(10, 3), Tally(13, 4)]
+        assert store.get(["a", "b", "new"]) == [Tally(13, 4), None, None]
+
+    def test_ids_of_a_merged_uuid_are_as_of_a_forgotten_one(self, store):
+        """They replay, and void nothing: by its value the score is voided where it went. Those of the other stay."""
+        store.commit([Score("a", 5, "id-1"), Score("a", 4), Score("b", 1, "id-2"), VoidScore(Score("a", 4, "void-1"))])
+        store.commit([Merge("a", "b")])
+        again = [Score("a", 5, "id-1"), VoidScore(Score("a", 4, "void-1")), Void("id-1"), Score("a", 2, "id-3")]
+        outcomes = [plain(outcome) for outcome in store.commit(again)]
+        assert outcomes == [Replay(5, 1), Replay(5, 1), UnknownId, Tally(2, 1)]
+        assert store.commit([VoidScore(Score("b", 5, "void-2")), Void("id-2"), Void("id-3")]) == [
+            Tally(1, 1),
+            Voided("b", Tally(0, 0)),
+            Voided("a", Tally(0, 0)),
+        ]
+
+    def test_a_merge_that_makes_no_tally_is_refused(self, store):
+        """Of more scores than there may be: what is on disk could not be told from damage."""
+        store.commit([Add("a", Tally(0, COUNT_BOUND)), Score("b", 1)])
+        assert [plain(outcome) for outcome in store.commit([Merge("b", "a"), Merge("a", "c")])] == [
+            InvalidScore,
+            Tally(0, COUNT_BOUND),
+        ]
+        assert store.get(["a", "b", "c"]) == [None, Tally(1, 1), Tally(0, COUNT_BOUND)]
+
+    @pytest.mark.parametrize(("uuid", "into"), [("a", "a"), ("", "a"), ("a", "\n")])
+    def test_what_cannot_be_merged_is_refused_before(self, uuid, into):
+        """Into itself, or what is no UUID."""
+        with pytest.raises(InvalidUUID):
+            Merge(uuid, into)
 
     def test_a_void_of_an_unknown_id_is_refused(self, store):
         """And changes nothing."""
@@ -226,9 +326,11 @@ class StoreContract(ABC):
 
     def test_ids_are_kept_over_a_restart(self, place):
         """Replayed and voided as before."""
+        void = VoidScore(Score("b", 4, "void"))
         with self.open(place) as store:
-            store.commit([Score("a", 5, "id-1"), Score("a", 2, "id-2"), Void("id-2")])
+            store.commit([Score("a", 5, "id-1"), Score("a", 2, "id-2"), Void("id-2"), Score("b", 4), void])
         with self.open(place) as store:
+            assert store.commit([void]) == [Replay(0, 0)]
             assert store.commit([Score("a", 5, "id-1")]) == [Replay(5, 1)]
             assert isinstance(store.commit([Score("a", 2, "id-2")])[0], IdVoided)
 

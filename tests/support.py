@@ -19,8 +19,17 @@ import pytest
 from aiohttp import ClientSession
 from lmdb.verify import verify
 
-from scoremean import Batch, Forget, Replay, Score, Tally, Void, Voided, open_store
-from scoremean.errors import IdConflict, IdVoided, InvalidBatch, RequestError, ScoremeanError, UnknownId, UnknownUUID
+from scoremean import Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore, open_store
+from scoremean.errors import (
+    IdConflict,
+    IdVoided,
+    InvalidBatch,
+    NoSuchScore,
+    RequestError,
+    ScoremeanError,
+    UnknownId,
+    UnknownUUID,
+)
 from scoremean.store.base import Change, Outcome
 
 # The long form of the random walks, at least 10,000 steps each; docs/contributing.md has the command.
@@ -137,11 +146,18 @@ def plain(outcome: Outcome) -> Outcome | type[ScoremeanError]:
 
 
 class Oracle:
-    """The plain truth: every score kept, every id, means as fractions."""
+    """The plain truth: every score kept, every id, means as fractions.
 
-    def __init__(self) -> None:
+    Args:
+        bounds: the lowest and the highest score.
+    """
+
+    def __init__(self, bounds: tuple[int, int] = (0, 5)) -> None:
+        self._bounds = bounds
         self._scores: defaultdict[str, list[int]] = defaultdict(list)
-        self._ids: dict[str, tuple[Score, Tally]] = {}
+        # What was voided, which need not be one of the scores: a tally may hold a 4 that is made of a 5 and a 3.
+        self._taken: defaultdict[str, list[int]] = defaultdict(list)
+        self._ids: dict[str, tuple[Score | VoidScore, Tally]] = {}
         self._voided: set[str] = set()
         self._forgotten: set[str] = set()
 
@@ -150,8 +166,12 @@ class Oracle:
         match change:
             case Void():
                 return self._void(change.id)
+            case VoidScore():
+                return self._void_score(change)
             case Forget():
                 return self._forget(change.uuid)
+            case Merge():
+                return self._merge(change)
             case Batch():
                 return self._batch(change)
         return self._score(change)
@@ -164,29 +184,64 @@ class Oracle:
 
     def _score(self, change: Score) -> Tally | type[RequestError]:
         if change.id in self._ids:
-            score, first = self._ids[change.id]
-            if score != change:
-                return IdConflict
-            return IdVoided if change.id in self._voided else Replay(first.sum, first.count)
+            return self._again(change.id, change)
         tally = self.post(change)
         if change.id is not None:
             self._ids[change.id] = (change, tally)
         return tally
 
+    def _again(self, name: str, change: Score | VoidScore) -> Tally | type[RequestError]:
+        known, first = self._ids[name]
+        if known != change:
+            return IdConflict
+        return IdVoided if name in self._voided else Replay(first.sum, first.count)
+
     def _void(self, name: str) -> Voided | type[RequestError]:
-        if name not in self._ids or name in self._forgotten:
+        score, _ = self._ids.get(name, (None, None))
+        if not isinstance(score, Score) or name in self._forgotten:
             return UnknownId
-        score, _ = self._ids[name]
         if name not in self._voided:
+            if error := self._take(score):
+                return error
             self._voided.add(name)
-            self._scores[score.uuid].remove(score.score)
         return Voided(score.uuid, self.tally(score.uuid) or Tally(0, 0))
+
+    def _void_score(self, void: VoidScore) -> Tally | type[RequestError]:
+        score = void.score
+        if score.id in self._ids:
+            return self._again(score.id, void)
+        if error := self._take(score):
+            return error
+        left = self.tally(score.uuid) or Tally(0, 0)
+        self._ids[score.id] = (void, left)
+        return left
+
+    def _take(self, score: Score) -> type[RequestError] | None:
+        """Take a score out of its tally, or return why it cannot be in it."""
+        tally, (low, high) = self.tally(score.uuid), self._bounds
+        if tally is None:
+            return UnknownUUID
+        left = Tally(tally.sum - score.score, tally.count - 1)
+        if not low <= score.score <= high or not low * left.count <= left.sum <= high * left.count:
+            return NoSuchScore
+        self._taken[score.uuid].append(score.score)
+        return None
 
     def _forget(self, uuid: str) -> Tally | type[RequestError]:
         tally = self.tally(uuid)
-        self._forgotten |= {name for name, (score, _) in self._ids.items() if score.uuid == uuid}
+        scores = {name: known if isinstance(known, Score) else known.score for name, (known, _) in self._ids.items()}
+        self._forgotten |= {name for name, score in scores.items() if score.uuid == uuid}
         self._scores.pop(uuid, None)
+        self._taken.pop(uuid, None)
         return tally or UnknownUUID
+
+    def _merge(self, merge: Merge) -> Tally | type[RequestError]:
+        scores, taken = self._scores[merge.uuid], self._taken[merge.uuid]
+        if isinstance(error := self._forget(merge.uuid), type):
+            return error
+        self._scores[merge.into] += scores
+        self._taken[merge.into] += taken
+        return self.tally(merge.into)
 
     def post(self, score: Score) -> Tally:
         """Count `score` and return the tally of its UUID after it."""
@@ -195,16 +250,17 @@ class Oracle:
 
     def tally(self, uuid: str) -> Tally | None:
         """Return the tally of `uuid`, None if it has no score."""
-        scores = self._scores.get(uuid)
-        return Tally(sum(scores), len(scores)) if scores else None
+        scores, taken = self._scores.get(uuid, []), self._taken.get(uuid, [])
+        return Tally(sum(scores) - sum(taken), len(scores) - len(taken)) if len(scores) > len(taken) else None
 
     def mean(self, uuid: str) -> Fraction:
         """Return the exact mean."""
-        return Fraction(sum(self._scores[uuid]), len(self._scores[uuid]))
+        tally = self.tally(uuid)
+        return Fraction(tally.sum, tally.count)
 
     def uuids(self) -> list[str]:
         """Return the UUIDs with a score, in the order of code points."""
-        return sorted(uuid for uuid, scores in self._scores.items() if scores)
+        return sorted(uuid for uuid in self._scores if self.tally(uuid))
 
 
 def scores_of(pairs: Iterable[tuple[str, int]]) -> list[Score]:

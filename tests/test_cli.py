@@ -6,12 +6,13 @@ import asyncio
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 import scoremean
-from scoremean import Score, cli, open_store, workers
-from tests.support import Server, scores_of
+from scoremean import Add, Score, Tally, cli, open_store, workers
+from tests.support import Server, assert_sound, scores_of
 
 
 @pytest.fixture(name="filled")
@@ -36,6 +37,61 @@ def test_get_prints_the_mean(filled, capsys):
     assert capsys.readouterr().out == '{"UUID":"a1-b1","mean":4.0,"sum":12,"count":3}\n'
 
 
+def mend(capsys, place: list[str], *arguments: str) -> dict:
+    """Run a verb on a store or through a service, which must do, and return what it prints."""
+    assert cli.main([*arguments, *place]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    return json.loads(output.out)
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_mistakes_are_mended(tmp_path, capsys, served):
+    """Voids by id, by value with an id and without, merges: in a store that is not served, and through a service."""
+    store, tokens = tmp_path / "store", tmp_path / "tokens"
+    tokens.touch(0o600)
+    tokens.write_text(f"read {'r' * 20}\nwrite {'w' * 20}\n")
+    with open_store(store) as opened:
+        opened.commit([*scores_of([("a", 5), ("a", 4), ("-3", 2)]), Add("a", Tally(6, 2)), Score("a", 1, "vote-1")])
+    with Server(store, "--token-file", str(tokens)) if served else nullcontext() as server:
+        place = ["--url", server.url, "--token-file", str(tokens)] if served else ["--store", str(store)]
+        assert mend(capsys, place, "void", "vote-1") == {"UUID": "a", "mean": 3.75, "sum": 15, "count": 4}
+        for _ in range(2):
+            left = mend(capsys, place, "void", "a", "4", "--id", "mistake-1")
+            assert left == {"UUID": "a", "mean": 11 / 3, "sum": 11, "count": 3}
+        for left in ({"UUID": "a", "mean": 4.0, "sum": 8, "count": 2}, {"UUID": "a", "mean": 5.0, "sum": 5, "count": 1}):
+            assert mend(capsys, place, "void", "a", "3") == left
+        assert mend(capsys, place, "merge", "a", "--into", "b/c") == {"UUID": "b/c", "mean": 5.0, "sum": 5, "count": 1}
+        assert cli.main(["merge", "a", "--into", "b/c", *place]) == 1
+        assert capsys.readouterr().err == "scoremean: no score was counted for the UUID a\n"
+        assert mend(capsys, place, "void", "b/c", "5") == {"UUID": "b/c", "mean": None, "sum": 0, "count": 0}
+        if served:
+            assert cli.main(["void", "-3", "2", "--store", str(store)]) == 3
+            assert "is in use by process" in capsys.readouterr().err
+    assert_sound(store)
+
+
+def test_a_score_of_an_import_is_voided(tmp_path, capsys):
+    """Which has counted it in a sum; the same file again does not bring it back."""
+    store, file = ["--store", str(tmp_path / "store")], tmp_path / "scores.csv"
+    file.write_text("UUID,score\na,5\na,4\na,0\n")
+    assert mend(capsys, store, "import", str(file))["counted"] == 3
+    left = {"UUID": "a", "mean": 4.5, "sum": 9, "count": 2}
+    assert mend(capsys, store, "void", "a", "0", "--id", "line 4") == left
+    assert mend(capsys, store, "import", str(file))["counted"] == 0
+    assert mend(capsys, store, "get", "a") == mend(capsys, store, "void", "a", "0", "--id", "line 4") == left
+    assert_sound(tmp_path / "store")
+
+
+@pytest.mark.parametrize("score", ["5.0", "", "x", "true", "\u0665", "1_0", "+5", "0x5"])
+def test_a_score_on_the_command_line_is_an_integer_as_in_a_post(filled, capsys, score):
+    """Digits of ASCII alone."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["void", "a1-b1", score, "--store", str(filled)])
+    assert caught.value.code == 2
+    assert "argument SCORE: invalid integer value" in capsys.readouterr().err
+
+
 def test_stats_prints_what_the_store_holds(filled, capsys, monkeypatch):
     """The store may come from the environment."""
     monkeypatch.setenv("SCOREMEAN_STORE", str(filled))
@@ -50,6 +106,16 @@ def test_stats_prints_what_the_store_holds(filled, capsys, monkeypatch):
         (["get", "nobody", "--store", "{filled}"], 1, "no score was counted for the UUID nobody"),
         (["get", "", "--store", "{filled}"], 1, "UUID must be 1 to 256 bytes of UTF-8; it has 0"),
         (["get", "a", "--store", "{filled}/none"], 3, "there is no store at"),
+        (["void", "a1-b1", "5", "--store", "{filled}/none"], 3, "there is no store at"),
+        (["void", "nobody", "--store", "{filled}"], 1, "no score carried the id nobody"),
+        (["void", "nobody", "5", "--store", "{filled}"], 1, "no score was counted for the UUID nobody"),
+        (["void", "", "5", "--store", "{filled}"], 1, "UUID must be 1 to 256 bytes of UTF-8; it has 0"),
+        (["void", "a1-b1", "--id", "k", "--store", "{filled}"], 2, "--id is for a void by UUID and SCORE"),
+        (["void", "a1-b1", "1000001", "--store", "{filled}"], 1, "score must be an integer from -1000000 to"),
+        (["void", "k", "--url", "localhost"], 2, "'localhost' is not the URL of a service"),
+        (["merge", "nobody", "--into", "a", "--store", "{filled}"], 1, "no score was counted for the UUID nobody"),
+        (["merge", "a1-b1", "--into", "a1-b1", "--store", "{filled}"], 1, "a UUID is not merged into itself"),
+        (["merge", "a1-b1", "--into", "a", "--store", "{filled}/none"], 3, "there is no store at"),
         (["serve", "--store", "{filled}", "--host", "0.0.0.0"], 2, "host '0.0.0.0' is not a loopback address"),
         (["serve", "--store", "{filled}", "--port", "x"], 2, "--port must be an integer from 0 to 65535; it is 'x'"),
         (["serve", "--store", "/proc/none"], 3, "cannot open the store /proc/none: No such file or directory"),

@@ -91,6 +91,34 @@ async def test_without_ids_none_is_sent(service, store):
         assert store.stats().ids == 1
 
 
+async def test_a_score_is_voided_by_its_value(scoremean, store):
+    """For the id that it has, or one that is made: also by a client that gives scores none."""
+    async for _ in scoremean.post_many([Score("a", 5), Score("a", 5), Score("a", 4)]):
+        pass
+    for _ in range(2):
+        assert await scoremean.void_score(Score("a", 5, "v")) == Mean("a", 4.5, 9, 2)
+    assert await scoremean.void_score(Score("a", 5)) == Mean("a", 4.0, 4, 1)
+    with pytest.raises(errors.NoSuchScore):
+        await scoremean.void_score(Score("a", 5))
+    with pytest.raises(errors.UnknownUUID):
+        await scoremean.void_score(Score("nobody", 5))
+    async with Client(scoremean._url, with_ids=False) as other:  # pylint: disable=protected-access
+        assert await other.void_score(Score("a", 4)) == Mean("a", None, 0, 0)
+    assert store.get(["a"]) == [None]
+
+
+async def test_merge(scoremean, store):
+    """It returns the mean of both, once."""
+    await scoremean.post(Score("a/b", 5))
+    await scoremean.post(Score("c", 3))
+    assert await scoremean.merge("a/b", into="c") == Mean("c", 4.0, 8, 2)
+    assert store.get(["a/b", "c"]) == [None, Tally(8, 2)]
+    with pytest.raises(errors.UnknownUUID):
+        await scoremean.merge("a/b", into="c")
+    with pytest.raises(errors.InvalidUUID, match="into itself"):
+        await scoremean.merge("c", into="c")
+
+
 async def test_forget(scoremean):
     """It returns what the UUID had, once."""
     await scoremean.post(Score("a", 3))
@@ -106,13 +134,16 @@ async def test_any_text_goes_into_a_path(scoremean, text):
     assert await scoremean.get(text) == Mean(text, 5.0, 5, 1)
     assert await scoremean.void(text) == Mean(text, None, 0, 0)
     await scoremean.post(Score(text, 4))
+    assert await scoremean.merge(text, into="a1-b1") == Mean("a1-b1", 4.0, 4, 1)
+    assert await scoremean.merge("a1-b1", into=text) == Mean(text, 4.0, 4, 1)
     assert await scoremean.forget(text) == Mean(text, 4.0, 4, 1)
 
 
 async def test_what_cannot_be_a_uuid_is_not_sent():
     """The refusal needs no service."""
     async with Client("http://127.0.0.1:1", attempts_max=1) as scoremean:
-        for method in (scoremean.get, scoremean.forget, lambda uuid: scoremean.get_many([uuid])):
+        merges = (lambda uuid: scoremean.merge(uuid, into="a")), (lambda uuid: scoremean.merge("a", into=uuid))
+        for method in (scoremean.get, scoremean.forget, lambda uuid: scoremean.get_many([uuid]), *merges):
             with pytest.raises(errors.InvalidUUID):
                 await method("\ud800")
         with pytest.raises(errors.InvalidId):

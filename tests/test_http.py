@@ -6,12 +6,14 @@ import asyncio
 import json
 from concurrent.futures import Future
 
+import msgspec
 import pytest
 from aiohttp import ClientSession
 
 from scoremean.app import Service
 from scoremean.errors import StoreFull
 from scoremean.model import Score, Tally
+from scoremean.store import lmdb as lmdb_module
 from tests.support import post
 
 OK_BODY = b'{"UUID": "a1-b1", "score": 5}'
@@ -217,6 +219,11 @@ def raw_post(*headers: str, body: bytes = OK_BODY, length: int | None = None) ->
     return raw_request("POST /scores", "Content-Type: application/json", *headers, body=body, length=length)
 
 
+def raw_json(line: str, body: bytes) -> bytes:
+    """Return the bytes of a request with a body of JSON."""
+    return raw_request(line, "Content-Type: application/json", body=body, length=len(body))
+
+
 HALF_POST = raw_post(length=40)
 CHUNKED = b"POST /scores HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -299,6 +306,30 @@ BAD_REQUESTS = {
     "delete of a UUID without a score": (raw_request("DELETE /means/nobody"), 404, "unknown-uuid"),
     "void of an unknown id": (raw_request("DELETE /scores/nobody"), 404, "unknown-id"),
     "void of an invalid id": (raw_request("DELETE /scores/a%0Ab"), 422, "invalid-id"),
+    "void of a score without an id": (raw_json("POST /voids", b'{"UUID": "nobody", "score": 5}'), 422, "invalid-id"),
+    "void of a score 6": (raw_json("POST /voids", b'{"UUID": "nobody", "score": 6, "id": "k"}'), 422, "invalid-score"),
+    "void of many scores": (raw_json("POST /voids", b'[{"UUID": "nobody", "score": 5, "id": "k"}]'), 422, "invalid-score"),
+    "void of a score of a UUID without one": (
+        raw_json("POST /voids", b'{"UUID": "nobody", "score": 5, "id": "k"}'),
+        404,
+        "unknown-uuid",
+    ),
+    "void of a score, not JSON": (raw_json("POST /voids", b"{"), 400, "malformed-request"),
+    "void of a score as NDJSON": (
+        raw_request("POST /voids", "Content-Type: application/x-ndjson", body=OK_BODY),
+        415,
+        "unsupported-media-type",
+    ),
+    "merge of a UUID without a score": (raw_json("POST /means/nobody/merge", b'{"into": "a"}'), 404, "unknown-uuid"),
+    "merge into itself": (raw_json("POST /means/a%2Fb/merge", b'{"into": "a/b"}'), 422, "invalid-uuid"),
+    "merge into what is no UUID": (raw_json("POST /means/a/merge", b'{"into": "\\n"}'), 422, "invalid-uuid"),
+    "merge into half a character": (raw_json("POST /means/a/merge", b'{"into": "\\ud800"}'), 422, "invalid-uuid"),
+    "merge with an unknown member": (raw_json("POST /means/a/merge", b'{"into": "b", "from": "a"}'), 422, "invalid-uuid"),
+    "merge without a member": (raw_json("POST /means/a/merge", b"{}"), 422, "invalid-uuid"),
+    "merge with a list": (raw_json("POST /means/a/merge", b'["b"]'), 422, "invalid-uuid"),
+    "merge, not JSON": (raw_json("POST /means/a/merge", b""), 400, "malformed-request"),
+    "merge of what is no UUID": (raw_json("POST /means//merge", b'{"into": "b"}'), 422, "invalid-uuid"),
+    "merge of no UUID": (raw_json("POST /means/merge", b'{"into": "b"}'), 405, "method-not-allowed"),
     "body past `body_max_bytes`": (raw_post(body=OK_BODY + b" " * 1000), 413, "body-too-large"),
     "body cut off, connection half closed": (HALF_POST, 400, "malformed-request"),
     "chunked body cut off": (CHUNKED + b"1d\r\n" + OK_BODY, 400, "malformed-request"),
@@ -423,9 +454,12 @@ async def test_a_wrong_method_says_which_are_allowed(client):
     for path, allowed in (
         ("/scores", "POST"),
         ("/scores/k", "DELETE"),
+        ("/voids", "POST"),
         ("/means", "GET, HEAD"),
         ("/means/a", "DELETE, GET, HEAD"),
         ("/means/query", "DELETE, GET, HEAD, POST"),
+        ("/means/a/merge", "DELETE, GET, HEAD, POST"),
+        ("/means/merge", "DELETE, GET, HEAD"),
         ("/stats", "GET, HEAD"),
     ):
         async with client.put(path) as response:
@@ -505,6 +539,123 @@ async def test_a_void_of_the_only_score_leaves_no_mean(client):
     async with client.delete("/scores/k") as response:
         assert await response.json() == {"UUID": "a", "mean": None, "sum": 0, "count": 0}
     await assert_problem(client.get("/means/a"), 404, "unknown-uuid")
+
+
+@pytest.mark.parametrize(("member", "key"), [("k-1", None), (None, '"k-1"'), ("k-1", "k-1")])
+async def test_a_score_is_voided_by_its_value_once(client, store, member, key):
+    """For its id, as a member or in the header: the first answer again, and nothing more is taken out."""
+    for score in (5, 1, 4):
+        await post(client, "a", score)
+    body = {"UUID": "a", "score": 1} | ({"id": member} if member else {})
+    answer = {"UUID": "a", "mean": 4.5, "sum": 9, "count": 2}
+    async with client.post("/voids", json=body, headers={"Idempotency-Key": key} if key else {}) as response:
+        assert (response.status, await response.json()) == (200, answer)
+        assert "Idempotency-Replayed" not in response.headers
+    await post(client, "a", 0)
+    async with client.post("/voids", json={"UUID": "a", "score": 1, "id": "k-1"}) as response:
+        assert (response.status, await response.json()) == (200, answer)
+        assert response.headers["Idempotency-Replayed"] == "true"
+    assert store.get(["a"]) == [Tally(9, 3)]
+
+
+async def test_a_void_by_value_is_of_what_the_tally_can_hold(client, store):
+    """Refused, it changes nothing and keeps no id; then the id may be used for what is right."""
+    await post(client, "a", 5)
+    void = {"UUID": "a", "score": 4, "id": "k"}
+    problem = await assert_problem(client.post("/voids", json=void), 422, "no-such-score")
+    assert "sum 5 and count 1" in problem["detail"]
+    assert (store.get(["a"]), store.stats().ids) == ([Tally(5, 1)], 0)
+    async with client.post("/voids", json=void | {"score": 5}) as response:
+        assert await response.json() == {"UUID": "a", "mean": None, "sum": 0, "count": 0}
+    await assert_problem(client.get("/means/a"), 404, "unknown-uuid")
+
+
+async def test_an_id_is_of_a_score_or_of_a_void(client, store):
+    """Neither takes that of the other; a void is not voided."""
+    score = {"UUID": "a", "score": 5, "id": "score"}
+    for body in (score, score | {"id": "other"}):
+        async with client.post("/scores", json=body) as response:
+            assert response.status == 200
+    void = score | {"id": "void"}
+    async with client.post("/voids", json=void) as response:
+        assert response.status == 200
+    await assert_problem(client.post("/voids", json=score), 422, "id-conflict")
+    await assert_problem(client.post("/voids", json=void | {"score": 4}), 422, "id-conflict")
+    await assert_problem(client.post("/scores", json=void), 422, "id-conflict")
+    await assert_problem(client.post("/scores", json=[void]), 422, "invalid-batch")
+    await assert_problem(client.delete("/scores/void"), 404, "unknown-id")
+    assert store.get(["a"]) == [Tally(5, 1)]
+
+
+async def test_a_void_of_a_score_in_messagepack(client):
+    """Answered in it, too."""
+    await post(client, "a", 5)
+    body = msgspec.msgpack.encode({"UUID": "a", "score": 5, "id": "k"})
+    async with client.post("/voids", data=body, headers={"Content-Type": "application/msgpack"}) as response:
+        assert response.content_type == "application/msgpack"
+        assert msgspec.msgpack.decode(await response.read()) == {"UUID": "a", "mean": None, "sum": 0, "count": 0}
+
+
+@pytest.mark.parametrize(
+    ("uuid", "path"),
+    [("a/b", "a/b"), ("a/b", "a%2Fb"), ("a/merge", "a/merge"), ("merge", "merge"), ("query", "query"), ("é", "%C3%A9")],
+)
+async def test_a_uuid_is_merged_into_another(client, service, store, uuid, path):
+    """In one step; merged again it has no score, and nothing is counted twice. The path is encoded as any other."""
+    for scored, score in ((uuid, 5), (uuid, 4), ("into", 3)):
+        await post(client, scored, score)
+    raw = raw_json(f"POST /means/{path}/merge", b'{"into": "into"}')
+    assert (await exchange(service, raw))[::2] == (200, {"UUID": "into", "mean": 4.0, "sum": 12, "count": 3})
+    status, _, problem = await exchange(service, raw)
+    assert (status, problem["type"]) == (404, "urn:scoremean:unknown-uuid")
+    assert store.get([uuid, "into"]) == [None, Tally(12, 3)]
+    assert (store.stats().uuids, store.stats().scores) == (1, 3)
+
+
+async def test_a_uuid_is_merged_into_a_new_one(client, store):
+    """Which is to rename it."""
+    await post(client, "a", 5)
+    async with client.post("/means/a/merge", json={"into": "b"}) as response:
+        assert (response.status, await response.json()) == (200, {"UUID": "b", "mean": 5.0, "sum": 5, "count": 1})
+    assert store.get(["a", "b"]) == [None, Tally(5, 1)]
+
+
+@pytest.mark.parametrize("path", ["/means/a%2Fb/merge", "/means/a/b/merge", "/me%61ns/a%2fb%2Fmerge", "/means/a/b/merg%65"])
+async def test_a_path_of_a_merge_is_one_text(client, service, path):
+    """However it is encoded: what stands before the last /merge is the UUID."""
+    await post(client, "a/b", 5)
+    status, _, mean = await exchange(service, raw_json(f"POST {path}", b'{"into": "b"}'))
+    assert (status, mean["UUID"], mean["count"]) == (200, "b", 1)
+
+
+async def test_ids_of_a_merged_uuid(client, store):
+    """They are replayed and void nothing; by its value the score is voided where it went."""
+    score = {"UUID": "a", "score": 5, "id": "k"}
+    for body in (score, {"UUID": "b", "score": 1}):
+        async with client.post("/scores", json=body) as response:
+            assert response.status == 200
+    async with client.post("/means/a/merge", json={"into": "b"}) as response:
+        assert response.status == 200
+    async with client.post("/scores", json=score) as response:
+        assert (await response.json(), response.headers["Idempotency-Replayed"]) == ({"UUID": "a", "mean": 5.0}, "true")
+    await assert_problem(client.delete("/scores/k"), 404, "unknown-id")
+    async with client.post("/voids", json={"UUID": "b", "score": 5, "id": "v"}) as response:
+        assert await response.json() == {"UUID": "b", "mean": 1.0, "sum": 1, "count": 1}
+    assert store.get(["a", "b"]) == [None, Tally(1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/voids", {"UUID": "a", "score": 5, "id": "k"}), ("/means/a/merge", {"into": "b"})]
+)
+async def test_a_full_disk_mends_nothing(client, store, monkeypatch, path, body):
+    """507, as a post; and once there is room, the same request is carried out."""
+    await post(client, "a", 5)
+    monkeypatch.setattr(lmdb_module, "free_bytes", lambda _: 0)
+    await assert_problem(client.post(path, json=body), 507, "store-full")
+    monkeypatch.undo()
+    assert store.get(["a", "b"]) == [Tally(5, 1), None]
+    async with client.post(path, json=body) as response:
+        assert response.status == 200
 
 
 async def test_unavailable_errors_say_when_to_try_again(client, service, monkeypatch):

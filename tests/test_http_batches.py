@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from yarl import URL
 
 from scoremean.app import Service
-from scoremean.model import Batch, Forget, Score, Tally, Void, Voided
+from scoremean.model import Batch, Forget, Merge, Score, Tally, Void, VoidScore
 from scoremean.settings import Settings
 from scoremean.store.lmdb import LmdbStore
 from scoremean.validation import JSON, MSGPACK, NDJSON
@@ -250,8 +250,12 @@ def request_of(change) -> tuple[str, str, object]:
     match change:
         case Void():
             return "DELETE", f"/scores/{encoded(change.id)}", None
+        case VoidScore():
+            return "POST", "/voids", wire(change.score)
         case Forget():
             return "DELETE", f"/means/{encoded(change.uuid)}", None
+        case Merge():
+            return "POST", f"/means/{encoded(change.uuid)}/merge", {"into": change.into}
         case Batch():
             return "POST", "/scores" + "?on_error=skip" * change.skip, [wire(score) for score in change.scores]
     return "POST", "/scores", wire(change)
@@ -269,13 +273,19 @@ def wire(score: Score) -> dict[str, object]:
 
 def answer_of(change, outcome) -> object:
     """Return the answer that the oracle's outcome stands for; of a refused score in a batch, only that it is one."""
-    match outcome:
-        case Voided():
+    match change:
+        case Void():
             return full_mean(outcome.uuid, outcome.tally)
-        case list():
+        case VoidScore():
+            return full_mean(change.score.uuid, outcome)
+        case Forget():
+            return full_mean(change.uuid, outcome)
+        case Merge():
+            return full_mean(change.into, outcome)
+        case Batch():
             pairs = zip(change.scores, outcome)
             return [answer_of(score, one) if isinstance(one, Tally) else AnyProblem(one) for score, one in pairs]
-    return full_mean(change.uuid, outcome) if isinstance(change, Forget) else {"UUID": change.uuid, "mean": outcome.mean}
+    return {"UUID": change.uuid, "mean": outcome.mean}
 
 
 def full_mean(uuid: str, tally: Tally) -> dict[str, object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from aiohttp import ClientSession, TCPConnector
 from prometheus_client.parser import text_string_to_metric_families
 
-from scoremean import Score, Void, counts, errors
+from scoremean import Merge, Score, Void, VoidScore, counts, errors
 from scoremean.counts import STATUSES, Counts, request_cell, shared_memory
 from scoremean.handlers import Handlers
 from scoremean.metrics import Metrics
@@ -110,8 +110,9 @@ def test_what_is_not_counted_twice(tmp_path):
     with LmdbStore(tmp_path) as store:
         store.commit([Score("a", 1, "one"), Score("a", 2, "one"), Void("one"), Void("one"), Void("none")])
         store.commit(scores_of([("a", 1)] * 3))
+        store.commit([VoidScore(Score("a", 1, "two"))] * 2 + [VoidScore(Score("none", 2, "three"))] + [Merge("a", "b")] * 2)
         found = [store.counts.total(cell) for cell in (counts.SCORES, counts.REPLAYS, counts.VOIDS)]
-    assert found == [4, 0, 1]
+    assert found == [4, 1, 2]
 
 
 def test_a_histogram_counts_up_to_its_bounds():

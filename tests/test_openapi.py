@@ -183,7 +183,13 @@ async def test_the_answers_are_documented(client):
         ("GET", "/means/{UUID}", "/means/nobody", {}, 404),
         ("DELETE", "/scores/{id}", "/scores/i", {}, 200),
         ("POST", "/scores", "/scores", {"json": score}, 422),
-        ("POST", "/scores", "/scores", {"json": {"UUID": "a", "score": 1}}, 200),
+        ("POST", "/scores", "/scores", {"json": [{"UUID": "a", "score": 1}] * 2}, 200),
+        ("POST", "/voids", "/voids", {"json": {"UUID": "a", "score": 1, "id": "v"}}, 200),
+        ("POST", "/voids", "/voids", {"json": {"UUID": "a", "score": 1, "id": "v"}}, 200),
+        ("POST", "/voids", "/voids", {"json": {"UUID": "a", "score": 5, "id": "w"}}, 422),
+        ("POST", "/means/{UUID}/merge", "/means/a/merge", {"json": {"into": "b"}}, 200),
+        ("POST", "/means/{UUID}/merge", "/means/a/merge", {"json": {"into": "b"}}, 404),
+        ("POST", "/means/{UUID}/merge", "/means/b/merge", {"json": {"into": "a"}}, 200),
         ("DELETE", "/means/{UUID}", "/means/a", {}, 200),
         ("GET", "/stats", "/stats", {}, 200),
         ("GET", "/metrics", "/metrics", {}, 200),
@@ -334,9 +340,10 @@ def test_the_commands_of_the_page_work(tmp_path):
         commands = [unescape(one) for one in re.findall("<pre><code>(.*?)</code>", page) if "/events" not in one]
         assert len(commands) == len(OPERATIONS) - 1
         environment = {**os.environ, "TOKEN": WRITE}
-        # The first posts a score; with an id here, so that the second finds one to void, and again, so that others find a mean.
+        # The first posts a score; with an id here, so that the second finds one to void, and again before each other one, so
+        # that they find a mean.
         with_id = commands[0].replace('"score":5', '"score":5,"id":"vote-1"')
-        for command in (with_id, commands[1], commands[0], *commands[2:]):
+        for command in (with_id, *(each for other in commands[1:] for each in (commands[0], other))):
             command = command.replace("curl", "curl -sS -f", 1)
             done = subprocess.run(command, shell=True, env=environment, capture_output=True, check=False)
             assert done.returncode == 0 and done.stdout, (command, done.stderr)

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import ClientSession
 from msgspec.structs import replace
 
-from scoremean import Forget, Score, Tally, Void, cli, codec, open_store, operate
+from scoremean import Add, Forget, Merge, Replay, Score, Tally, Void, VoidScore, cli, codec, open_store, operate
 from scoremean.errors import NotWritten, StoreDamaged, StoreError, StoreForeign, StoreMissing
 from scoremean.store import journal
 from scoremean.store.lmdb import LmdbStore
@@ -39,9 +39,9 @@ def number(of_record: int) -> bytes:
     return codec.pack_record_number(of_record)
 
 
-def pack_id(uuid: str, added: Tally, first: Tally) -> bytes:
+def pack_id(uuid: str, added: Tally, first: Tally, voided: bool = False) -> bytes:
     """Return what is kept of an id."""
-    return codec.pack_id_record(codec.IdRecord(uuid, added, first))
+    return codec.pack_id_record(codec.IdRecord(uuid, added, first, voided=voided))
 
 
 def silent(_: int) -> None:
@@ -50,13 +50,14 @@ def silent(_: int) -> None:
 
 @pytest.fixture(name="filled")
 def fixture_filled(tmp_path):
-    """A store with all that there can be in one: ids, voided and forgotten ones, both journals, pages of every kind."""
+    """A store with all that there can be in one: ids of every kind and fate, both journals, pages of every kind."""
     path = tmp_path / "filled"
     with patch.multiple(journal, **SMALL_JOURNAL), LmdbStore(path) as store:
         store.commit([Score(f"uuid-{place:04}", place % 6, f"id-{place}") for place in range(500)])
         store.commit([Void("id-7"), Forget("uuid-0008"), Score("uuid-0008", 5, "id-new")])
         for place in range(30):
             store.commit(scores_of([(f"uuid-{place:04}", 5), ("a1-b1", place % 6)]))
+        store.commit([VoidScore(Score("uuid-0009", 3, "void")), Score("uuid-0009", 1), Merge("uuid-0100", "uuid-new")])
     return path
 
 
@@ -106,6 +107,7 @@ def test_a_backup_restored_holds_the_same(run, filled, tmp_path):
     assert_sound(tmp_path / "new")
     with open_store(tmp_path / "new") as store:
         assert store.commit([Score("uuid-0001", 1, "id-1")])[0].count == 1, "an id that was counted before the backup"
+        assert isinstance(store.commit([VoidScore(Score("uuid-0009", 3, "void"))])[0], Replay)
 
 
 async def test_a_backup_of_a_served_store_has_all_that_was_answered(run, tmp_path):
@@ -419,13 +421,15 @@ def test_check_raises_for_no_store(tmp_path):
 
 @pytest.mark.parametrize("seed", range(40 if LONG else 2))
 def test_what_check_demands_is_so_after_every_commit(tmp_path, seed):
-    """Of ids above all: voided, forgotten and expired ones, in the journal and out of it, over restarts."""
+    """Of ids above all: voided, forgotten, merged and expired ones, in the journal and out of it, over restarts."""
     pick, now = random.Random(seed), 0.0
 
     def change(place: int):
         uuid = pick.choice("abcdefgh")
         void = Void(f"{pick.randrange(place + 1)}")
-        return pick.choices([Score(uuid, 3), Score(uuid, 2, f"{place}"), void, Forget(uuid)], (4, 8, 4, 1))[0]
+        by_value = VoidScore(Score(uuid, pick.choice((2, 3)), f"{place}"))
+        scores = [Score(uuid, 3), Score(uuid, 2, f"{place}"), Add(uuid, Tally(6, 3), f"{place}")]
+        return pick.choices([*scores, void, by_value, Forget(uuid), Merge(uuid, "z")], (4, 8, 2, 4, 6, 1, 1))[0]
 
     with patch.multiple(journal, **SMALL_JOURNAL):
         done = 0
@@ -440,6 +444,20 @@ def test_what_check_demands_is_so_after_every_commit(tmp_path, seed):
     assert not operate.check(tmp_path / "store", silent).damages
 
 
+def test_check_finds_what_no_void_explains(tmp_path):
+    """A tally may have fewer scores than an id has added, by as many as were voided by their value, and no more."""
+    with LmdbStore(tmp_path) as store:
+        voids = [VoidScore(Score("a", 2, "one")), VoidScore(Score("a", 1, "two"))]
+        store.commit([Add("a", Tally(3, 2), "file"), *voids, Score("a", 5)])
+        assert not store.check()
+    with lmdb.Environment(str(tmp_path), max_dbs=6, lib_version=0) as env, env.begin(write=True) as txn:
+        key, value = codec.pack_id("other"), pack_id("a", Tally(4, 4), Tally(4, 4))
+        txn.put(key, value, db=env.open_db(b"ids-0", txn=txn))
+    [damage] = operate.check(tmp_path, silent).damages
+    added = "Tally(sum=4, count=4) was added to the UUID 'a', whose tally is Tally(sum=5, count=1)"
+    assert damage == f"ids-0, key {key.hex()}: {added}"
+
+
 @pytest.mark.parametrize(
     ("table", "key", "value", "damage"),
     [
@@ -451,6 +469,10 @@ def test_what_check_demands_is_so_after_every_commit(tmp_path, seed):
         ("ids-0", bytes(16), pack_id("a", TWO, TWO), f"{TWO} was added to the UUID 'a', whose tally is Tally(sum=5, count=1)"),
         ("ids-1", bytes(16), pack_id("b", TWO, TWO), f"{TWO} was added to the UUID 'b', whose tally is Tally(sum=0, count=0)"),
         ("ids-1", bytes(16), pack_id("a", TWO, Tally(2, 2)), f"{TWO} was added and gave Tally(sum=2, count=2)"),
+        ("ids-1", bytes(16), pack_id("a", Tally(-5, -1), Tally(1, 0)), "was added and gave Tally(sum=1, count=0)"),
+        ("ids-1", bytes(16), pack_id("a", Tally(-5, -2), Tally(5, 1)), "Tally(sum=-5, count=-2) is not the tally of"),
+        ("ids-1", bytes(16), pack_id("a", Tally(-(10**9), -1), Tally(5, 1)), "sum=1000000000, count=1) is not the tally of"),
+        ("ids-1", bytes(16), pack_id("a", Tally(-5, -1), Tally(5, 1), True), "Tally(sum=-5, count=-1) is not the tally of"),
     ],
 )
 def test_check_finds(tmp_path, table, key, value, damage):

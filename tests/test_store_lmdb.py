@@ -20,6 +20,7 @@ from hypothesis import settings
 from scoremean import children, codec, open_store
 from scoremean.errors import (
     IdVoided,
+    NoSuchScore,
     OutcomeUnknown,
     SettingError,
     StoreDamaged,
@@ -30,13 +31,15 @@ from scoremean.errors import (
     StoreMissing,
     Stopping,
     UnknownId,
+    UnknownUUID,
 )
-from scoremean.model import Batch, Forget, Replay, Score, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store import files, journal
 from scoremean.store import lmdb as lmdb_module
 from scoremean.store.lmdb import DISK_RESERVE_BYTES, ID_RETENTION_SECONDS, LmdbStore
 from tests.store_contract import StoreContract, StoreMachine
 from tests.support import LONG, SMALL_JOURNAL, assert_sound, plain, scores_of
+
 
 class TestContract(StoreContract):
     """LmdbStore keeps what every store keeps."""
@@ -309,6 +312,68 @@ def test_ids_expire_a_table_at_a_time(tmp_path):
         assert store.stats().ids == 2
         now = 900.0
         assert store.commit([Score("a", 1, "old")]) == [Replay(3, 2)], "a clock that jumps back keeps ids longer"
+
+
+@pytest.mark.parametrize(
+    ("scores", "void", "left"),
+    [
+        ([5], 4, None),
+        ([5], 5, Tally(0, 0)),
+        ([5, 3], 2, None),  # a 6 would be left
+        ([5, 3], 3, Tally(5, 1)),
+        ([5, 3], 4, Tally(4, 1)),  # a 5 and a 3 cannot be told from two 4s
+        ([0, 0, 1], 4, None),
+        ([-1, 5, 5], 6, None),
+        ([-1, 5, 5], -1, Tally(10, 2)),
+        ([-1, 5, 5], -2, None),
+        ([2, 2, 2], 6, None),  # enough would be left for two scores, but 6 is none
+    ],
+)
+def test_what_is_voided_and_what_is_left_are_scores_of_the_range(tmp_path, scores, void, left):
+    """Whatever the tally was made of, it must go on being one that scores of the store's range make."""
+    with LmdbStore(tmp_path, score_min=-1) as store:
+        store.commit([Score("a", score) for score in scores])
+        [outcome] = store.commit([VoidScore(Score("a", void, "void"))])
+        assert plain(outcome) == (left or NoSuchScore)
+        assert store.get(["a"]) == [(left or Tally(sum(scores), len(scores))) if left != Tally(0, 0) else None]
+        assert not store.check()
+
+
+def test_a_void_of_an_imported_tally_leaves_what_scores_can_make(store):
+    """By its id, after some of it was voided by value."""
+    store.commit([Add("a", Tally(8, 2), "file"), Score("a", 0), Score("a", 0)])
+    store.commit([VoidScore(Score("a", 5, "void"))])
+    assert plain(store.commit([Void("file")])[0]) is NoSuchScore
+    assert store.commit([Score("a", 5), Void("file")])[1] == Voided("a", Tally(0, 2))
+
+
+def test_a_void_by_value_expires_as_an_id_does(tmp_path):
+    """Its id is replayed as long as ids are kept, and is new again afterwards; check knows of it as long as of the score."""
+    now = 0.0
+    with LmdbStore(tmp_path, id_retention_seconds=100, clock=lambda: now) as store:
+        void = VoidScore(Score("a", 5, "void"))
+        store.commit([Score("a", 5, "score"), void])
+        now = 150.0
+        assert store.commit([void, Score("a", 5, "score")]) == [Replay(0, 0), Replay(5, 1)]
+        assert not store.check()
+        for now in (150.0, 250.0, 350.0):
+            for _ in range(8):  # until the journal is folded
+                store.commit([])
+                assert not store.check()
+        assert (store.stats().ids, plain(store.commit([void])[0])) == (0, UnknownUUID)
+        assert store.commit([Score("a", 5, "score"), void]) == [Tally(5, 1), Tally(0, 0)]
+        assert not store.check()
+
+
+def test_a_merged_uuid_stays_merged_as_long_as_its_ids_live(tmp_path):
+    """As one that was forgotten."""
+    now = 0.0
+    with LmdbStore(tmp_path, id_retention_seconds=100, clock=lambda: now) as store:
+        store.commit([Score("a", 1, "before"), Merge("a", "b"), Score("a", 2, "after")])
+        for now in (0.0, 100.0):
+            assert plain(store.commit([Void("before")])[0]) is UnknownId
+        assert store.commit([Void("after")]) == [Voided("a", Tally(0, 0))]
+        assert store.get(["a", "b"]) == [None, Tally(1, 1)]
 
 
 def test_a_forgotten_uuid_stays_forgotten_as_long_as_its_ids_live(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scoremean.counts import Counts
 from scoremean.errors import Fault, IdConflict, IdVoided, InvalidBatch, OutcomeUnknown, StoreError, StoreFull, UnknownId
-from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
+from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store import remote
 from scoremean.store.lmdb import LmdbStore
 from scoremean.store.remote import RemoteStore, SharedStore
@@ -27,7 +27,9 @@ SCORES = st.builds(Score, NAMES, st.integers(-5, 5), st.none() | NAMES)
 CHANGES = (
     SCORES
     | st.builds(Void, NAMES)
+    | st.builds(VoidScore, st.builds(Score, NAMES, st.integers(-5, 5), NAMES))
     | st.builds(Forget, NAMES)
+    | st.builds(Merge, st.just("other"), NAMES)
     | st.builds(Batch, st.lists(SCORES, max_size=3), st.booleans())
     | st.builds(Add, NAMES, st.builds(Tally, st.integers(-5, 5), st.integers(1, 9)), st.none() | NAMES)
 )

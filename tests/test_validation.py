@@ -7,10 +7,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scoremean.errors import BodyTooLarge, InvalidBatch, InvalidQuery, InvalidScore, MalformedRequest, UnsupportedMediaType
+from scoremean.errors import (
+    BodyTooLarge,
+    InvalidBatch,
+    InvalidQuery,
+    InvalidScore,
+    InvalidUUID,
+    MalformedRequest,
+    UnsupportedMediaType,
+)
 from scoremean.model import Score, Tally
 from scoremean.validation import JSON as JSON_TYPE
-from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, decode_uuids, is_batch, media_type, unpack_sum
+from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, decode_into, decode_uuids, is_batch, media_type, unpack_sum
 
 DECODER = ScoreDecoder(0, 5, 10)
 JSON_VALUES = st.recursive(
@@ -218,3 +226,22 @@ def test_a_query_that_is_nested_too_deeply_is_refused(body):
     """And not a bug."""
     with pytest.raises((MalformedRequest, InvalidQuery)):
         decode_uuids(body, 10)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        (b'{"into": ""}', ["/into"]),
+        (b'{"into": null}', ["/into"]),
+        (b'{"in/to": "b", "score": 1}', ["/in~1to", "/score", "/into"]),
+        (b'{"into": "b", "UUID": "a"}', ["/UUID"]),
+        (b'"b"', []),
+        (b'{"into": "\\ud800"}', []),
+    ],
+)
+def test_where_a_uuid_is_merged_to_is_one_member(body, pointers):
+    """Each member at fault is named."""
+    with pytest.raises(InvalidUUID) as raised:
+        decode_into(body)
+    assert [fault.pointer for fault in raised.value.faults] == pointers
+    assert decode_into(b'{"into": "\\u00e9/b"}') == "\u00e9/b"

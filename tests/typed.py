@@ -15,6 +15,7 @@ from scoremean import (
     Add,
     Batch,
     Forget,
+    Merge,
     Mean,
     Page,
     Replay,
@@ -24,6 +25,7 @@ from scoremean import (
     Store,
     Tally,
     Void,
+    VoidScore,
     Voided,
     open_store,
 )
@@ -63,6 +65,8 @@ def use(store: Store) -> None:
     assert_type(isinstance(tally, Replay), bool)
     assert_type(store.post(Add("a", Tally(1, 1))), Tally)
     assert_type(store.post(Forget("a")), Tally)
+    assert_type(store.post(Merge(uuid4(), into="b")), Tally)
+    assert_type(store.post(VoidScore(Score("b", 5, "void-1"))), Tally)
     voided = store.post(Void("id"))
     assert_type(voided, Voided)
     assert_type(voided.tally, Tally)
@@ -120,6 +124,8 @@ def asked(url: str) -> None:
         assert_type(client.get_many(["a"]), list[Mean | None])
         assert_type(client.iterate(limit=5), Iterator[Mean])
         assert_type(client.void("id"), Mean)
+        assert_type(client.void_score(Score("a", 5)), Mean)
+        assert_type(client.merge("a", into="b"), Mean)
         assert_type(client.forget("a"), Mean)
     client.close()
 
@@ -137,4 +143,6 @@ async def asked_on_a_loop(url: str, scores: AsyncIterator[Score]) -> None:
         async for mean in client.iterate():
             assert_type(mean, Mean)
         assert_type(await client.void("id"), Mean)
+        assert_type(await client.void_score(Score("a", 5)), Mean)
+        assert_type(await client.merge("a", into="b"), Mean)
         assert_type(await client.forget("a"), Mean)

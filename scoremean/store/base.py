@@ -5,6 +5,8 @@ A promise stands here only if every store can keep it.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,14 +14,16 @@ from typing import Literal, Protocol, Self, get_args, overload
 
 from scoremean.counts import Counts
 from scoremean.errors import InvalidScore, OutcomeUnknown, RequestError, ScoremeanError, StoreFull
-from scoremean.model import Add, Batch, Forget, Page, Score, Stats, Tally, Text, Void, Voided, shown
+from scoremean.model import Add, Batch, Forget, Merge, Page, Score, Stats, Tally, Text, Void, Voided, VoidScore, shown
 
 # What a commit is made of, and what becomes of each: a Score or an Add gives a Tally (a Replay when its id was seen before), a
-# Void gives a Voided, a Forget the Tally that it took away, a Batch a list with the outcome of each score. Any of them may be
-# refused by what the store holds, with an error of the client's that counted nothing; or by a StoreFull, where others of the
-# commit needed no room.
-Change = Score | Add | Void | Forget | Batch
+# Void gives a Voided, a VoidScore the Tally that is left (or a Replay, likewise), a Forget the Tally that it took away, a Merge
+# the Tally of `into` with the other one, a Batch a list with the outcome of each score. Any of them may be refused by what the
+# store holds, with an error of the client's that counted nothing; or by a StoreFull, where others of the commit needed no room.
+Change = Score | Add | Void | VoidScore | Forget | Merge | Batch
 Outcome = Tally | Voided | RequestError | StoreFull | list[Tally | RequestError]
+
+_log = logging.getLogger(__name__)
 
 SIZE_MAX_BYTES = 64 << 30
 ID_RETENTION_SECONDS = 168 * 3600
@@ -49,10 +53,11 @@ class Store(Protocol):
         thread and an event loop can both wait for one.
 
         An outcome may be an error instead, and then that change alone counted nothing:
-            IdConflict: the id was used for another UUID or score.
+            IdConflict: the id was used for another UUID or score, or by a VoidScore for what is none, or the other way round.
             IdVoided: the score with this id was voided.
-            UnknownId: a Void of an id that no score carried, that has expired, or of a score of a forgotten UUID.
-            UnknownUUID: a Forget of a UUID without a score.
+            UnknownId: a Void of an id that no score carried, that has expired, or of a score of a forgotten or merged UUID.
+            UnknownUUID: a Forget, a Merge or a void of a UUID without a score.
+            NoSuchScore: a void of what the tally cannot hold.
             InvalidScore: the score or tally is outside of the range of the store.
             InvalidBatch: a Batch of which some scores would be refused, so that none was counted; `faults` lists them.
 
@@ -62,17 +67,18 @@ class Store(Protocol):
         """
 
     @overload
-    def post(self, change: Score | Add | Forget) -> Tally: ...
+    def post(self, change: Score | Add | VoidScore | Forget | Merge) -> Tally: ...
     @overload
     def post(self, change: Void) -> Voided: ...
-    def post(self, change: Score | Add | Forget | Void) -> Tally | Voided:
+    def post(self, change: Score | Add | Void | VoidScore | Forget | Merge) -> Tally | Voided:
         """Count one score and return the tally of its UUID right after it, once that is on disk.
 
         It is a Replay, and counted nothing, where the id of the score was seen before. Also takes an Add, to count the tally of
-        many scores; a Void, and returns what it leaves; and a Forget, and returns the tally that it took away.
+        many scores; a Void or a VoidScore, and returns what it leaves; a Forget, and returns the tally that it took away; and a
+        Merge, and returns the tally of both.
 
         Raises:
-            IdConflict, IdVoided, UnknownId, UnknownUUID: the store refused it, and nothing was counted.
+            IdConflict, IdVoided, NoSuchScore, UnknownId, UnknownUUID: the store refused it, and nothing was counted.
             InvalidScore: it is none of these.
             StoreFull: there is no room, and nothing was counted.
             StoreError: the store is closed, or open for reading only.
@@ -156,6 +162,14 @@ class Store(Protocol):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def tell_failure(failed: asyncio.Future[BaseException], error: BaseException) -> None:
+    """Resolve `failed` to the first error that ends all counting, and log it."""
+    if not failed.done():
+        traceback = not isinstance(error, ScoremeanError) and error  # else its sentence says it all
+        _log.critical("a commit failed, the service must stop: %r", error, exc_info=traceback)
+        failed.set_result(error)
 
 
 def is_failure(outcome: object) -> bool:

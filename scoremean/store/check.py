@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import lmdb
@@ -25,6 +26,9 @@ class Check:
         self._tallies: dict[str, Tally] = {}
         self._ids: dict[bytes, bytes] = {}
         self._total = Tally(0, 0)
+        # The ids of voids of scores by the UUID that they took from, and what was added and is more than its UUID has left.
+        self._voids: defaultdict[str, set[bytes]] = defaultdict(set)
+        self._short: list[tuple[str, IdRecord]] = []
 
     def damages(self) -> Iterator[str]:
         """Yield a sentence for each damage."""
@@ -33,6 +37,7 @@ class Check:
         for name, table in zip(codec.IDS_TABLES, self._tables.ids):
             yield from self._in_ids(name.decode(), self._txn.cursor(table))
         yield from self._in_ids("journal", self._ids.items())
+        yield from self._in_short()
 
     def _in_journal(self) -> Iterator[str]:
         """Read both tables, the one with the older records first: a number follows the other."""
@@ -81,23 +86,32 @@ class Check:
                 if codec.is_forgotten_key(key):
                     codec.unpack_number(value)
                 else:
-                    self._require_possible(codec.unpack_id_record(self._ids.get(key, value)))
+                    self._in_id(f"{name}, key {key.hex()}", key, codec.unpack_id_record(self._ids.get(key, value)))
             except (StoreDamaged, InvalidScore) as error:
                 yield f"{name}, key {key.hex()}: {error}"
 
-    def _require_possible(self, record: IdRecord) -> None:
-        """Raise StoreDamaged or InvalidScore for a record that does not agree with itself, or with its UUID's tally."""
+    def _in_id(self, place: str, key: bytes, record: IdRecord) -> None:
+        """Take a record, and raise StoreDamaged or InvalidScore if it does not agree with itself."""
+        added, first = record.added, record.first
         if isinstance(record.uuid, bytes):  # erased: of its UUID no more is known
             return
-        added = Add(record.uuid, record.added).tally
-        before = record.first - added
-        if before != Tally(0, 0) and not _is_possible(before):
-            raise StoreDamaged(f"{added} was added and gave {record.first}")
+        is_void = added.count == -1 and not record.voided
+        Add(record.uuid, Tally(-added.sum, 1) if is_void else added)
+        if not all(tally == Tally(0, 0) or _is_possible(tally) for tally in (first - added, first)):
+            raise StoreDamaged(f"{added} was added and gave {first}")
         if record.voided or record.epoch != self._epoch(record.uuid, record.epoch):
             return
-        tally = self._tally(record.uuid)
-        if tally.count < added.count:
-            raise StoreDamaged(f"{added} was added to the UUID {record.uuid!r}, whose tally is {tally}")
+        if is_void:
+            self._voids[record.uuid].add(bytes(key))
+        elif self._tally(record.uuid).count < added.count:
+            self._short.append((place, record))
+
+    def _in_short(self) -> Iterator[str]:
+        """Yield what was added and is not there, nor was taken out since: the id of a void is kept at least as long."""
+        for place, record in self._short:
+            tally = self._tally(record.uuid)
+            if tally.count + len(self._voids.get(record.uuid, ())) < record.added.count:
+                yield f"{place}: {record.added} was added to the UUID {record.uuid!r}, whose tally is {tally}"
 
     def _tally(self, uuid: str) -> Tally:
         if (tally := self._tallies.get(uuid)) is None:

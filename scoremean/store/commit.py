@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import lmdb
@@ -11,8 +11,18 @@ from msgspec.structs import replace
 from scoremean import codec
 from scoremean.codec import Generation, IdRecord, Record
 from scoremean.counts import REPLAYS, SCORES, VOIDS
-from scoremean.errors import Fault, IdConflict, IdVoided, InvalidBatch, InvalidScore, RequestError, UnknownId, UnknownUUID
-from scoremean.model import Add, Batch, Forget, Replay, Score, Tally, Void, Voided
+from scoremean.errors import (
+    Fault,
+    IdConflict,
+    IdVoided,
+    InvalidBatch,
+    InvalidScore,
+    NoSuchScore,
+    RequestError,
+    UnknownId,
+    UnknownUUID,
+)
+from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store.base import Change, Outcome
 from scoremean.store.erasure import Erasure, Tables
 from scoremean.store.journal import IN_MEANS, Journal
@@ -74,7 +84,14 @@ class Commit:  # pylint: disable=too-many-instance-attributes  # what it changes
 
     def count(self, changes: Sequence[Change]) -> list[Outcome]:
         """Apply every change in order and return the outcome of each."""
-        apply = {Add: self._add_once, Void: self._void, Forget: self._forget, Batch: self._batch}
+        apply = {
+            Add: self._add_tally,
+            Void: self._void,
+            VoidScore: self._void_score,
+            Forget: self._forget,
+            Merge: self._merge,
+            Batch: self._batch,
+        }
         outcomes = [apply.get(change.__class__, self._score)(change) for change in changes]
         room = self._journal.has_room(len(self._tallies) + len(self._new_ids))
         tallies, ids = self._write_tallies(room), self._write_ids(room)
@@ -120,40 +137,59 @@ class Commit:  # pylint: disable=too-many-instance-attributes  # what it changes
             case Batch(scores=scores) if scores:
                 outcomes = [self.known(score) for score in scores]
                 return outcomes if all(outcomes) and (change.skip or not tuple(self._refusals(scores))) else None
-            case Score(id=str()) | Add(id=str()):
-                found = self._find(codec.pack_id(change.id))
-                return found and _again(_as_add(change), found[0])
+            case Score(id=str()):
+                return self._known(change.id, change.uuid, Tally(change.score, 1))
+            case Add(id=str()):
+                return self._known(change.id, change.uuid, change.tally)
+            case VoidScore():
+                return self._known(change.score.id, change.score.uuid, Tally(-change.score.score, -1))
             case Void():
                 found = self._find(codec.pack_id(change.id))
                 return self._void(change) if found is None or found[0].voided else None
         return None
 
+    def _known(self, name: str, uuid: str, added: Tally) -> Replay | RequestError | None:
+        found = self._find(codec.pack_id(name))
+        return found and _again(name, uuid, added, found[0])
+
     def _score(self, score: Score) -> Tally | RequestError:
         if score.id is None and self._low <= score.score <= self._high:
             return self._add(score.uuid, score.score, 1)
-        return self._add_once(_as_add(score))
+        return self._add_in_range(score.id, score.uuid, Tally(score.score, 1))
 
-    def _add_once(self, add: Add) -> Tally | RequestError:
-        if (refusal := self._out_of_range(add)) is not None:
-            return refusal
-        if add.id is None:
-            return self._add(add.uuid, add.tally.sum, add.tally.count)
-        key = codec.pack_id(add.id)
-        if (found := self._find(key)) is not None:
-            outcome = _again(add, found[0])
+    def _add_tally(self, add: Add) -> Tally | RequestError:
+        return self._add_in_range(add.id, add.uuid, add.tally)
+
+    def _void_score(self, void: VoidScore) -> Tally | RequestError:
+        score = void.score
+        return self._once(score.id, score.uuid, Tally(-score.score, -1), self._take)
+
+    def _add_in_range(self, name: str | None, uuid: str, added: Tally) -> Tally | RequestError:
+        if not self._is_possible(added):
+            return self._out_of_range(added)
+        if name is None:
+            return self._add(uuid, added.sum, added.count)
+        return self._once(name, uuid, added, self._add)
+
+    def _once(
+        self, name: str, uuid: str, added: Tally, apply: Callable[[str, int, int], Tally | RequestError]
+    ) -> Tally | RequestError:
+        """Return what `apply` makes of the tally, and keep it with the id `name`; of an id that is kept, what it says."""
+        if (outcome := self._known(name, uuid, added)) is not None:
             self._replays += isinstance(outcome, Replay)
             return outcome
-        tally = self._add(add.uuid, add.tally.sum, add.tally.count)
-        self._new_ids[key] = codec.pack_id_record(IdRecord(add.uuid, add.tally, tally, self._epoch_of(add.uuid)))
-        self.meta = self.meta._replace(kept=self.meta.kept + 1)
+        tally = apply(uuid, added.sum, added.count)
+        if isinstance(tally, Tally):
+            self._new_ids[codec.pack_id(name)] = codec.pack_id_record(IdRecord(uuid, added, tally, self._epoch_of(uuid)))
+            self.meta = self.meta._replace(kept=self.meta.kept + 1)
         return tally
 
-    def _out_of_range(self, add: Add) -> InvalidScore | None:
-        """Return the refusal of a score or a tally that the range of this store does not allow."""
-        total, count = add.tally.sum, add.tally.count
-        if self._low * count <= total <= self._high * count:
-            return None
-        text = f"the sum {total} of {count} scores" if count > 1 else f"the score {total}"
+    def _is_possible(self, tally: Tally) -> bool:
+        """Return whether so many scores of this store can have this sum."""
+        return tally.count >= 0 and self._low * tally.count <= tally.sum <= self._high * tally.count
+
+    def _out_of_range(self, tally: Tally) -> InvalidScore:
+        text = f"the sum {tally.sum} of {tally.count} scores" if tally.count > 1 else f"the score {tally.sum}"
         return InvalidScore(f"{text} is outside of the range of this store, {self._low} to {self._high}")
 
     def _batch(self, batch: Batch) -> Outcome:
@@ -168,51 +204,89 @@ class Commit:  # pylint: disable=too-many-instance-attributes  # what it changes
         """Yield a fault for each score that would be refused, before any of them is counted: only ids can be."""
         new: dict[str, IdRecord] = {}
         for index, score in enumerate(scores):
-            if (refusal := self._out_of_range(_as_add(score))) is not None:
-                yield Fault(f"/{index}/score", refusal.detail)
+            if not self._is_possible(added := Tally(score.score, 1)):
+                yield Fault(f"/{index}/score", self._out_of_range(added).detail)
                 continue
             if score.id is None:
                 continue
             if (record := new.get(score.id)) is None:
                 found = self._find(codec.pack_id(score.id))
-                record = found[0] if found else IdRecord(score.uuid, Tally(score.score, 1), Tally(0, 0))
+                record = found[0] if found else IdRecord(score.uuid, added, Tally(0, 0))
                 new[score.id] = record
-            if isinstance(outcome := _again(_as_add(score), record), RequestError):
+            if isinstance(outcome := _again(score.id, score.uuid, added, record), RequestError):
                 yield Fault(f"/{index}/id", outcome.detail)
 
     def _void(self, void: Void) -> Outcome:
         key = codec.pack_id(void.id)
         found = self._find(key)
-        if found is None or isinstance(found[0].uuid, bytes) or found[0].epoch != self._epoch_of(found[0].uuid, found[0].epoch):
-            return UnknownId(f"no score carried the id {void.id}, or it has expired or was forgotten")
+        if found is None or not self._can_be_voided(found[0]):
+            return UnknownId(f"no score carried the id {void.id}, or it has expired, or its UUID was forgotten or merged")
         record, table = found
         if record.voided:
             return Voided(record.uuid, self._tally(record.uuid))
+        left = self._take(record.uuid, -record.added.sum, -record.added.count)
+        if not isinstance(left, Tally):
+            return left
         voided = codec.pack_id_record(replace(record, voided=True))
         if table is None:
             self._new_ids[key] = voided
         else:
             self._txn.put(key, voided, db=table)
+        return Voided(record.uuid, left)
+
+    def _can_be_voided(self, record: IdRecord) -> bool:
+        """Return whether this is the id of a score, of a UUID that is still what it was."""
+        if record.added.count < 0 or isinstance(record.uuid, bytes):
+            return False
+        return record.epoch == self._epoch_of(record.uuid, record.epoch)
+
+    def _take(self, uuid: str, total: int, count: int) -> Tally | RequestError:
+        """Do what `_add` does with what is negative, if scores of this store can make both it and what is left."""
+        old = self._tally(uuid)
+        if not old.count:
+            return _unknown(uuid)
+        if not all(map(self._is_possible, (Tally(-total, -count), Tally(old.sum + total, old.count + count)))):
+            what = f"score of {-total}" if count == -1 else f"tally of {-count} scores and the sum {-total}"
+            return NoSuchScore(
+                f"no {what} can be in the tally of the UUID {uuid}, sum {old.sum} and count {old.count}; nothing was taken out"
+            )
         self._voids += 1
-        self._taken += record.added.count
-        return Voided(record.uuid, self._add(record.uuid, -record.added.sum, -record.added.count))
+        self._taken -= count
+        return self._add(uuid, total, count)
 
     def _forget(self, forget: Forget) -> Outcome:
         tally = self._tally(forget.uuid)
+        self._taken += tally.count
+        self._empty(forget.uuid, tally)
+        return tally if tally.count else _unknown(forget.uuid)
+
+    def _merge(self, merge: Merge) -> Outcome:
+        tally = self._tally(merge.uuid)
+        if not tally.count:
+            return _unknown(merge.uuid)
+        try:
+            Add(merge.into, tally + self._tally(merge.into))  # what an import may not add no merge may make
+        except InvalidScore as error:
+            return error
+        self._empty(merge.uuid, tally)
+        return self._add(merge.into, tally.sum, tally.count)
+
+    def _empty(self, uuid: str, tally: Tally) -> None:
+        """Take the whole tally of a UUID out, and begin an epoch of it, in which its ids so far void nothing.
+
+        Also where no score is left: ids of scores that were voided may be.
+        """
         if tally.count:
-            self._taken += tally.count
-            self._add(forget.uuid, -tally.sum, -tally.count)
-        # Also where no score is left: ids of scores that were voided may be.
+            self._add(uuid, -tally.sum, -tally.count)
         self.meta = self.meta._replace(epoch=self.meta.epoch + 1)
         epoch = codec.pack_number(self.meta.epoch)
         self._txn.put(codec.EPOCH_KEY, epoch, db=self._tables.meta)
         # The newer table is emptied after every id that was counted until now has expired.
         table = self._tables.ids[self.meta.generation.current]
-        kept = self.meta.kept + (self._txn.get(codec.pack_forgotten(forget.uuid), db=table) is None)
-        self._txn.put(codec.pack_forgotten(forget.uuid), epoch, db=table)
+        kept = self.meta.kept + (self._txn.get(codec.pack_forgotten(uuid), db=table) is None)
+        self._txn.put(codec.pack_forgotten(uuid), epoch, db=table)
         self.meta = self.meta._replace(kept=kept)
-        self._erasure.add(self._txn, forget.uuid, self.meta.epoch)
-        return tally if tally.count else UnknownUUID(f"no score was counted for the UUID {forget.uuid}")
+        self._erasure.add(self._txn, uuid, self.meta.epoch)
 
     def _epoch_of(self, uuid: str | bytes, default: int = 0) -> int:
         """Return the epoch of a UUID, `default` if no trace is left of its having been forgotten."""
@@ -276,15 +350,16 @@ def scores_in(batch: Sequence[Change]) -> int:
     return sum(len(change.scores) if isinstance(change, Batch) else 1 for change in batch)
 
 
-def _as_add(score: Score | Add) -> Add:
-    return score if isinstance(score, Add) else Add(score.uuid, Tally(score.score, 1), score.id)
+def _unknown(uuid: str) -> UnknownUUID:
+    return UnknownUUID(f"no score was counted for the UUID {uuid}")
 
 
-def _again(add: Add, record: IdRecord) -> Replay | RequestError:
-    """Return the outcome of a score, or tally, whose id was seen before."""
-    uuid = add.uuid if isinstance(record.uuid, str) else codec.pack_id(add.uuid)
-    if (record.uuid, record.added) != (uuid, add.tally):
-        return IdConflict(f"the id {add.id} was used before, for another UUID or score; give each score an id of its own")
+def _again(name: str, uuid: str, added: Tally, record: IdRecord) -> Replay | RequestError:
+    """Return the outcome of a score, tally or void of a score whose id was seen before."""
+    if record.added != added or record.uuid not in (uuid, codec.pack_id(uuid)):
+        same_kind = record.added.count * added.count > 0
+        what = "another UUID or score" if same_kind else "a score" if added.count < 0 else "the void of a score"
+        return IdConflict(f"the id {name} was used before, for {what}; give each score and each void an id of its own")
     if record.voided:
-        return IdVoided(f"the score with the id {add.id} was voided; post a new score with a new id")
+        return IdVoided(f"the score with the id {name} was voided; post a new score with a new id")
     return Replay(record.first.sum, record.first.count)

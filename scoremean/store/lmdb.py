@@ -85,6 +85,9 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         clock: the Unix time in seconds, by which ids expire.
         counts: where to count what it does; None for counts of its own.
 
+    Attributes:
+        bounds: the lowest and the highest score.
+
     Raises:
         StoreMissing: `readonly`, and there is no store at `path`.
         StoreInUse: another process, or this one, has the store open for writing.
@@ -172,17 +175,17 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
             if self._lock.in_doubt:
                 self._require_sound()
                 self._lock.trust()
-        self._bounds = codec.unpack_range(kept) if kept else new
+        self.bounds = codec.unpack_range(kept) if kept else new
         self._require_range(score_min, score_max)
         if kept is None and self._lock is not None:  # an earlier version made it, which kept none
             with self._env.begin(write=True, db=self._tables.meta) as txn:
-                txn.put(codec.RANGE_KEY, codec.pack_range(*self._bounds))
+                txn.put(codec.RANGE_KEY, codec.pack_range(*self.bounds))
 
     def _require_range(self, score_min: int | None, score_max: int | None) -> None:
         """Raise StoreError if the store is to be opened with another range than the one that it keeps."""
-        low, high = self._bounds
+        low, high = self.bounds
         wanted = low if score_min is None else score_min, high if score_max is None else score_max
-        if wanted != self._bounds:
+        if wanted != self.bounds:
             raise StoreError(
                 f"the store {self.path} holds scores from {low} to {high}, and was opened for scores from {wanted[0]} to"
                 f" {wanted[1]}: give --score-min {low} --score-max {high}. To change the range for good, export the tallies and"
@@ -412,7 +415,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         Raises `full` if that is all of them.
         """
         with self._env.begin(db=self._tables.means) as txn:
-            outcomes = [Commit(txn, self._tables, self._meta, self._journal, self._bounds).known(change) for change in batch]
+            outcomes = [Commit(txn, self._tables, self._meta, self._journal, self.bounds).known(change) for change in batch]
         if not any(outcomes):
             raise full
         return [outcome or full for outcome in outcomes]
@@ -470,7 +473,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
                     # Before the batch, whose changes to `means` are newer.
                     self._fold(txn)
                     self._erasure.slice(txn)
-                commit = Commit(txn, self._tables, self._meta, self._journal, self._bounds, self._erasure)
+                commit = Commit(txn, self._tables, self._meta, self._journal, self.bounds, self._erasure)
                 if generation != self._meta.generation:
                     commit.begin(generation)
                 outcomes = commit.count(batch)

@@ -15,7 +15,6 @@ kind, such as ["Score", [score, ...]], so that a list of scores is encoded and d
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,11 +28,9 @@ from msgspec import Struct
 
 from scoremean import errors
 from scoremean.counts import Counts
-from scoremean.errors import Fault, InvalidScore, OutcomeUnknown, RequestError, ScoremeanError, StoreError, StoreFull
-from scoremean.model import Add, Batch, Forget, Page, Replay, Score, Stats, Tally, Text, Void, Voided
-from scoremean.store.base import Change, Outcome, Store
-
-_log = logging.getLogger(__name__)
+from scoremean.errors import Fault, InvalidScore, OutcomeUnknown, RequestError, StoreError, StoreFull
+from scoremean.model import Add, Batch, Forget, Merge, Page, Replay, Score, Stats, Tally, Text, Void, Voided, VoidScore
+from scoremean.store.base import Change, Outcome, Store, tell_failure
 
 _HEADER = Layout("=QQ")
 
@@ -51,7 +48,7 @@ class _Refusal(Struct, array_like=True):
     faults: tuple[Fault, ...]
 
 
-_CHANGES = {kind: _run_of(kind, kind.__name__) for kind in (Score, Add, Void, Forget, Batch)}
+_CHANGES = {kind: _run_of(kind, kind.__name__) for kind in (Score, Add, Void, VoidScore, Forget, Merge, Batch)}
 _OUTCOMES = {kind: _run_of(kind, kind.__name__) for kind in (Tally, Replay, Voided)}
 _Refusals = _run_of(_Refusal, "Refusal")
 _Lists = _run_of(list[Union[*_OUTCOMES.values(), _Refusals]], "list")  # of a Batch, which holds no Batch
@@ -347,10 +344,7 @@ class SharedStore:
         self._commit_gathered()
 
     def _fail(self, requests: list[_Request], error: BaseException) -> None:
-        if not self.failed.done():
-            traceback = not isinstance(error, ScoremeanError) and error  # else its sentence says it all
-            _log.critical("a commit failed, the service must stop: %r", error, exc_info=traceback)
-            self.failed.set_result(error)
+        tell_failure(self.failed, error)
         for request in requests + self._gathering:
             request.answer(error)
         self._gathering = []

@@ -73,21 +73,23 @@ BROKEN: dict[str, Broken] = {
     "id-in-second-transaction": _patch(
         "the ids of a batch are written in a transaction of their own, after that of its tallies",
         """
-        from scoremean import codec
+        from scoremean import Add, Score, Tally, VoidScore, codec
         from scoremean.store import commit, lmdb
 
-        add, add_once, commit_once = commit.Commit._add, commit.Commit._add_once, lmdb.LmdbStore._commit
+        once, commit_once = commit.Commit._once, lmdb.LmdbStore._commit
         late, tallies = [], []
 
-        def add_unless_late(self, *change):
-            return tallies.pop(0) if tallies else add(self, *change)
-
-        def add_without_id(self, change):
-            if tallies or change.id is None or self._find(codec.pack_id(change.id)):
-                return add_once(self, change)
-            tally = add(self, change.uuid, change.tally.sum, change.tally.count)
-            late.append((change, tally))
-            return tally
+        def once_without_id(self, name, uuid, added, apply):
+            if tallies:
+                tally = tallies.pop(0)
+                return once(self, name, uuid, added, lambda *_: tally)
+            if self._find(codec.pack_id(name)):
+                return once(self, name, uuid, added, apply)
+            outcome = apply(uuid, added.sum, added.count)
+            if isinstance(outcome, Tally):
+                void = added.count < 0
+                late.append((VoidScore(Score(uuid, -added.sum, name)) if void else Add(uuid, added, name), outcome))
+            return outcome
 
         def commit_twice(self, batch, counted):
             outcomes = commit_once(self, batch, counted)
@@ -98,8 +100,7 @@ BROKEN: dict[str, Broken] = {
                 commit_once(self, changes, counted)
             return outcomes
 
-        commit.Commit._add, commit.Commit._add_once = add_unless_late, add_without_id
-        lmdb.LmdbStore._commit = commit_twice
+        commit.Commit._once, lmdb.LmdbStore._commit = once_without_id, commit_twice
         """,
     ),
     "ids-not-looked-up": _patch(
