@@ -253,13 +253,10 @@ class Access:
         loopback = not settings.unix_socket and not settings.exposed
         self.hosts = Hosts([settings.host, *names]) if loopback or names else None
 
-    @property
-    def reloadable(self) -> bool:
-        """Whether there is a file to read again."""
-        return self.tokens is not None or self.tls is not None
-
     def reload(self) -> None:
         """Read all files again; one that is at fault is logged, and what it held before stays."""
+        if self.tokens is None and self.tls is None:
+            _log.info("there is nothing to read again: neither a token_file nor TLS")
         for name, part in (("token_file", self.tokens), ("the files of TLS", self.tls)):
             if part is not None:
                 _reload(name, part.reload)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import errno
 import gc
 import logging
@@ -217,6 +218,48 @@ def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
+# The signals that are left as they are: those that cannot be caught, those that are a fault of the process itself, and those
+# that end nothing, by default or because Python ignores them.
+_LEFT_ALONE = "KILL STOP ABRT BUS FPE ILL SEGV SYS TRAP CHLD CONT TSTP TTIN TTOU URG WINCH PIPE XFSZ".split()
+_STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+_ANSWERED = signal.valid_signals() - {getattr(signal, f"SIG{name}") for name in _LEFT_ALONE}
+
+
+def answer_signals(stop: Callable[[], object], reload: Callable[[], object]) -> None:
+    """Have every signal that would end this process do what docs/operate.md says: `stop`, `reload`, or nothing.
+
+    SIGHUP stops if it is the end of this process's terminal, unless it was to be ignored (nohup); else it reloads.
+    """
+    loop = asyncio.get_running_loop()
+    by_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+    for number in _ANSWERED:
+        loop.add_signal_handler(number, _log.info, "nothing is done on this signal: %s", signal.strsignal(number))
+    for number in _STOPPING:
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: stop() if by_terminal and not _has_terminal() else reload())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # see workers
+
+
+def ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """Do nothing more on any of these signals, to the end of this process: a second one must not cut short what is left to do.
+
+    `loop` is the one in which they were answered, which has done its work.
+    """
+    for number in _ANSWERED:
+        loop.remove_signal_handler(number)
+        signal.signal(number, lambda *_: None)
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # then Python takes its own handlers away
+
+
+def _has_terminal() -> bool:
+    """Return whether this process has a terminal that controls it."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
 async def serve(
     settings: Settings,
     store: Store,
@@ -224,7 +267,7 @@ async def serve(
     announce: Callable[[str], None],
     listening: Sequence[socket.socket] = (),
 ) -> bool:
-    """Serve until SIGTERM or SIGINT, or until a commit fails. Return whether it ended well: every score taken is durable.
+    """Serve until a signal ends it, or until a commit fails. Return whether it ended well: every score taken is durable.
 
     Args:
         announce: called with the address, once requests are answered.
@@ -239,10 +282,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(log_loop_error)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if service.access.reloadable:  # else SIGHUP ends the process, as it does when its terminal is closed
-        loop.add_signal_handler(signal.SIGHUP, service.access.reload)
+    answer_signals(stop.set, service.access.reload)
     service.failed.add_done_callback(lambda _: stop.set())
     announce(service.url)
     await stop.wait()

@@ -126,7 +126,7 @@ def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str
 
 
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
-    from scoremean.app import serve
+    from scoremean.app import ignore_signals, serve
     from scoremean.logs import log_to_stderr
     from scoremean.workers import loop_factory, serve_with_workers
 
@@ -144,6 +144,7 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             run = serve if alone else serve_with_workers
             ended_well = runner.run(run(settings, store, _version(), announce))
+            ignore_signals(runner.get_loop())
     return OK if ended_well else FAILED
 
 

@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from scoremean import children
 from scoremean.access import Access
-from scoremean.app import close_all, listen, serve
+from scoremean.app import answer_signals, close_all, ignore_signals, listen, serve
 from scoremean.counts import Counts
 from scoremean.errors import ScoremeanError
 from scoremean.logs import log_to_stderr
@@ -61,7 +61,7 @@ class Start(Struct):
 
 
 async def serve_with_workers(settings: Settings, store: Store, version: str, announce: Callable[[str], None]) -> bool:
-    """Serve with `settings.workers` processes until SIGTERM or SIGINT, or until a commit fails; see app.serve.
+    """Serve with `settings.workers` processes until a signal ends it, or until a commit fails; see app.serve.
 
     Args:
         store: its counts are in shared memory, with a row for this process and one for each worker.
@@ -102,13 +102,9 @@ class _Parent:
         """See serve_with_workers."""
         # A first commit, so that the size that the store may grow to is on disk, from which the workers take it.
         await asyncio.wrap_future(self._store.submit([]))
-        access = Access(self._settings)  # so that a file at fault is told here, and not by each worker
+        Access(self._settings)  # so that a file at fault is told here, and not by each worker
         listening = listen(self._settings, self._settings.workers)
-        loop = asyncio.get_running_loop()
-        if access.reloadable:
-            loop.add_signal_handler(signal.SIGHUP, self._signal, signal.SIGHUP)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        answer_signals(self._stop.set, lambda: self._signal(signal.SIGHUP))
         self._shared.failed.add_done_callback(lambda _: self._stop.set())
         keepers = [asyncio.ensure_future(self._keep(slot, sockets)) for slot, sockets in enumerate(listening)]
         await self._stop.wait()
@@ -160,6 +156,8 @@ class _Parent:
                 self._store.counts.descriptor,
                 slot + 1,  # row 0 is the parent's
             )
+            # It takes SIGHUP when it can answer: it may have read its files by then, and must not miss that they have changed.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
             process = subprocess.Popen(  # pylint: disable=consider-using-with  # it is waited for below
                 children.command("scoremean.workers"),
                 stdin=worker_control,
@@ -169,6 +167,7 @@ class _Parent:
                 start_new_session=True,
                 env=children.environment(),
             )
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
         self._processes.add(process)
         await self._shared.connect(batches)
         reader, writer = await asyncio.open_unix_connection(sock=control)
@@ -216,7 +215,9 @@ def main() -> int:
     log_to_stderr(start.settings, "worker %(process)d: ")
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return 0 if runner.run(_serve(start)) else 1
+            ended_well = runner.run(_serve(start))
+            ignore_signals(runner.get_loop())
+            return 0 if ended_well else 1
     except ScoremeanError as error:
         _log.error("%s", error)
         return 1

@@ -101,6 +101,11 @@ class Server:
         """The process id."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended; until it was found to have, its id is its own."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """Send SIGKILL."""
         self._process.kill()

@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from msgspec.structs import replace
 
 from scoremean import Score, cli
 from scoremean.access import TOKENS_MAX, Access, Hosts, Right, read_tokens, write_token
@@ -566,10 +565,3 @@ def test_workers_share_a_unix_socket(tmp_path):
     assert code == 0, messages
     with pytest.raises(ClientConnectorError):
         asyncio.run(run())
-
-
-async def test_only_what_can_be_read_again_catches_sighup(store, settings, token_file):
-    """Else it ends the process, as when its terminal is closed."""
-    assert not Access(settings).reloadable
-    assert Access(replace(settings, token_file=token_file)).reloadable
-    assert store.stats().scores == 0
