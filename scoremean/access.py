@@ -9,6 +9,7 @@ read before goes on being used. No token is ever part of a message.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -171,6 +172,10 @@ class Tls:
         """Read the files again. Raises SettingError, and keeps what it had."""
         self._newest = _make_context(self._settings)
 
+    def still_trusts(self, transport: asyncio.Transport) -> bool:
+        """Return whether the client that is connected has shown a certificate, if it must, to what was read last."""
+        return not self._settings.tls_client_ca or transport.get_extra_info("ssl_object").context is self._newest
+
     def _use_newest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         # Called in each handshake, with or without a name. Loading into the listening context instead would leave half of
         # the change there where the second half is at fault, and would never remove a CA.
@@ -260,6 +265,19 @@ class Access:
         for name, part in (("token_file", self.tokens), ("the files of TLS", self.tls)):
             if part is not None:
                 _reload(name, part.reload)
+
+    def still_trusts(self, transport: asyncio.Transport) -> bool:
+        """Return whether a connection that was let in may stay: a request is checked each time, a certificate only at first."""
+        return self.tls is None or self.tls.still_trusts(transport)
+
+    def still_allows(self, transport: asyncio.Transport, authorization: str, needed: Right) -> bool:
+        """Return whether a request that was let in would be let in now; see Tokens.require."""
+        try:
+            if self.tokens is not None:
+                self.tokens.require(authorization, needed)
+        except (Unauthorized, Forbidden):
+            return False
+        return self.still_trusts(transport)
 
 
 def _reload(name: str, load: Callable[[], None]) -> None:

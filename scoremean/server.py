@@ -23,14 +23,14 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import StreamReader, hdrs, web
-from multidict import istr
+from multidict import MultiMapping, istr
 
 from scoremean.access import Access, Right
 from scoremean.counts import CONNECTIONS, REQUESTS, STATUS_PLACES, STATUSES, Counts, request_cell
@@ -133,15 +133,19 @@ class Stream(Response):
 
     Args:
         pieces: what it is made of. It is closed when the client is gone, which is noticed at the next piece.
+
+    Attributes:
+        allowed: whether who asked may still have it; asked before each piece.
     """
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_pieces", "allowed")
 
     def __init__(self, pieces: AsyncGenerator[bytes], *, content_type: str):
         super().__init__(None, headers={"Cache-Control": "no-store"})
         self.content_type = content_type
         self.keep_alive = False
         self._pieces = pieces
+        self.allowed: Callable[[], bool] = lambda: True
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send the answer to `request`; returns when there are no more pieces. Raises ConnectionResetError."""
@@ -150,6 +154,8 @@ class Stream(Response):
             if request.method == "HEAD":
                 return
             async for piece in pieces:
+                if not self.allowed():
+                    return
                 await _write(request, piece)
 
 
@@ -321,6 +327,7 @@ class Server(web.Server):
     def __init__(self, router: Router, access: Access, settings: Settings, counts: Counts):
         boundary = _Boundary(router, access, settings.access_log_every, counts.cells)
         self._cells = counts.cells
+        self._access = access
         # A client that goes away does not cancel what it asked for: a score that is being counted has no way back.
         super().__init__(boundary, request_factory=_make_request, handler_cancellation=False)
         self.refuse = boundary.refuse
@@ -359,6 +366,8 @@ class Server(web.Server):
                 transport.abort()
             elif crowded and connection.idle_seconds(now) > CROWDED_IDLE_SECONDS:
                 connection.force_close()
+            elif not self._access.still_trusts(transport):
+                connection.end()
 
     def _sweep_again(self) -> None:
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep_again)
@@ -387,6 +396,7 @@ class _Boundary:
 
     def __init__(self, router: Router, access: Access, access_log_every: int, cells: memoryview):
         self._router = router
+        self._access = access
         self._hosts = access.hosts
         self._tokens = access.tokens
         self._cells = cells
@@ -407,10 +417,14 @@ class _Boundary:
             route = self._router.find(request)
             first_cell = route.first_cell
             if self._tokens is not None:
-                self._tokens.require(", ".join(headers.getall(hdrs.AUTHORIZATION, ())), route.right)
+                self._tokens.require(_authorization(headers), route.right)
             if hdrs.EXPECT in headers:
                 _require_continue(headers.getall(hdrs.EXPECT))
             response = await route.handler(request)
+            if isinstance(response, Stream):
+                response.allowed = partial(
+                    self._access.still_allows, request.transport, _authorization(headers), route.right
+                )
         except Exception as error:  # pylint: disable=broad-exception-caught  # a bug must not cost more than its own request
             response = _refusal(error, request, id_line)
         response.id_line = id_line
@@ -447,6 +461,11 @@ class _Boundary:
         response.id_line = next(self._id_lines)
         self._cells[request_cell(0, response.status)] += 1
         return _last(response)
+
+
+def _authorization(headers: MultiMapping[str]) -> str:
+    """Return the header, empty if there is none; of several all, with commas between (RFC 9110, 5.3), which is no token."""
+    return ", ".join(headers.getall(hdrs.AUTHORIZATION, ()))
 
 
 def _id_in(id_line: bytes) -> str:
@@ -570,6 +589,13 @@ class _Connection(web.RequestHandler):
         if not self._waits() or self.header_due != math.inf:
             return 0
         return now - (self._next_keepalive_close_time - self._keepalive_timeout)
+
+    def end(self) -> None:
+        """Close, after the request under way if there is one."""
+        if self._waits():
+            self.force_close()
+        else:
+            self.close()
 
     def _waits(self) -> bool:
         """Return whether no request is under way."""

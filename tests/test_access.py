@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from scoremean import Score, cli
+from scoremean import Score, Tally, cli, live
 from scoremean.access import TOKENS_MAX, Access, Hosts, Right, read_tokens, write_token
 from scoremean.app import Service, serve
 from scoremean.client import Client
@@ -32,7 +33,7 @@ from scoremean.errors import Forbidden, ListenError, MisdirectedRequest, Setting
 from scoremean.handlers import Handlers
 from scoremean.settings import Settings
 from tests.support import Server, post
-from tests.test_http import assert_problem, exchange, raw_request
+from tests.test_http import assert_problem, exchange, raw_post, raw_request, read_response
 
 DOCS = Path(__file__).parents[1] / "docs"
 READ, WRITE = "r" * 16, "w-._~+/9" * 2 + "=="
@@ -240,6 +241,30 @@ async def test_sighup_reads_them_again(store, token_file, caplog):
     assert await serving is True
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_stream_ends_when_its_token_is_taken_out(tmp_path, token_file, workers):
+    """Within seconds of the SIGHUP; a stream whose token stays goes on."""
+
+    async def run(server: Server) -> None:
+        async with ClientSession(server.url, connector=TCPConnector(force_close=True)) as client:
+            streams = [await client.get("/events", headers=bearer(token)) for token in (READ, WRITE) * 4]
+            for stream in streams:
+                assert (stream.status, await stream.content.readline()) == (200, b"event: now\n")
+            private(Path(token_file), f"write {WRITE}")
+            os.kill(server.pid, signal.SIGHUP)
+            await asyncio.gather(*(asyncio.wait_for(stream.read(), 10) for stream in streams[::2]))
+            for stream in streams[1::2]:
+                counted = 0
+                while counted < 3:
+                    counted += b"event: now" in await stream.content.readline()
+            await assert_problem(client.get("/events", headers=bearer(READ)), 401, "unauthorized")
+            for stream in streams:
+                stream.close()
+
+    with Server(tmp_path / "store", "--workers", workers, "--token-file", token_file) as server:
+        asyncio.run(run(server))
+
+
 def test_sighup_reaches_every_worker(tmp_path, token_file):
     """The parent passes it on."""
     with Server(tmp_path / "store", "--workers", "2", "--token-file", token_file) as server:
@@ -438,6 +463,45 @@ async def test_tls_is_read_again(store, tmp_path, authority, version, caplog):
         await reloaded(service, caplog, "INFO")
         second.configure_trust(second_client)
         assert [await status_of(service, context) for context in (first_client, second_client)] == [0, 200]
+
+
+@pytest.mark.parametrize("mutual", [True, False])
+async def test_open_connections_end_when_the_cas_are_read_again(store, tmp_path, authority, monkeypatch, mutual):
+    """The idle one, and one on which events come; one on which a score is counted after its answer. Without CAs all go on."""
+    monkeypatch.setattr(live, "EVENT_SECONDS", 0)
+    files, own = issue(authority, tmp_path / "server"), issue(authority, tmp_path / "own")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with running(store, **files, tls_client_ca=str(tmp_path / "ca.pem") if mutual else "") as service:
+        server = service._server  # pylint: disable=protected-access
+        commit, held = Future(), asyncio.Event()
+        idle, events, busy = [
+            await asyncio.open_connection("127.0.0.1", int(service.url.rpartition(":")[2]), ssl=trusting(authority, own))
+            for _ in range(3)
+        ]
+        idle[1].write(raw_request("GET /livez"))
+        assert (await read_response(idle[0]))[0] == 200
+        events[1].write(raw_request("GET /events"))
+        assert b" 200 OK\r\n" in await events[0].readuntil(b"\r\n\r\n")
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "submit", lambda batch: held.set() or commit)
+            busy[1].write(raw_post())
+            await held.wait()
+        server.sweep(asyncio.get_running_loop().time())
+        assert not [connection for connection in server.connections if connection.closing]
+        service.access.reload()
+        server.sweep(asyncio.get_running_loop().time())
+        commit.set_result([Tally(5, 1)])
+        status, headers, _ = await read_response(busy[0])
+        assert (status, headers.get("connection")) == (200, "close" if mutual else None)
+        if mutual:
+            for reader in (idle[0], events[0], busy[0]):
+                await reader.read()
+        else:
+            await events[0].readuntil(b"event: now")
+            idle[1].write(raw_request("GET /livez"))
+            assert (await read_response(idle[0]))[0] == 200
+        for _, writer in (idle, events, busy):
+            writer.close()
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
