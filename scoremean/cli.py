@@ -13,6 +13,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -155,12 +156,12 @@ def _greeting(url: str, settings: Settings, store: Store) -> str:
     lines = [f"listening on {url}", f"store  {holds}"]
     base, curl = url, "curl"
     if settings.unix_socket:
-        base, curl = "http://localhost", f"curl --unix-socket {settings.unix_socket}"
+        base, curl = "http://localhost", f"curl --unix-socket {shlex.quote(settings.unix_socket)}"
     else:
         lines.insert(1, f"page   {url}/")
     token = "-H 'Authorization: Bearer TOKEN' " if settings.token_file else ""
     score = f'\'{{"UUID": "a1-b1", "score": {settings.score_max}}}\''
-    lines.append(f"post   {curl} {base}/scores {token}-H 'Content-Type: application/json' -d {score}")
+    lines.append(f"post   {curl} {shlex.quote(f'{base}/scores')} {token}-H 'Content-Type: application/json' -d {score}")
     return "\n".join(lines)
 
 

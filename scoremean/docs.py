@@ -1,4 +1,4 @@
-"""/docs: the OpenAPI document as a page for people. Plain HTML, made once; no script.
+"""/docs: the OpenAPI document as a page for people. Plain HTML, made once but for the address in its commands; no script.
 
 It knows no route: all that it says comes from the document.
 """
@@ -20,7 +20,8 @@ from scoremean.openapi import EVENTS, PROBLEM, document
 from scoremean.settings import Settings
 from scoremean.validation import JSON
 
-_ADDRESS = "http://127.0.0.1:8080"
+# Stands for the address in the commands. A shell needs quotes around it, and so they are there for any other.
+_ADDRESS = "http://[address]"
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -60,9 +61,17 @@ $problems
 """)
 
 
+def encoded(settings: Settings, version: str, address: str) -> bytes:
+    """Return the page of a service with these settings.
+
+    Args:
+        address: of the service for who asks, in characters that need neither HTML's escapes nor a shell's within quotes.
+    """
+    return _encoded(settings, version).replace(_ADDRESS.encode(), address.encode())
+
+
 @lru_cache(maxsize=1)
-def encoded(settings: Settings, version: str) -> bytes:
-    """Return the page of a service with these settings. It is made once, for the first who asks."""
+def _encoded(settings: Settings, version: str) -> bytes:
     return render(document(settings, version)).encode()
 
 

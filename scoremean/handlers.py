@@ -6,6 +6,7 @@ Every refusal is raised as a ScoremeanError; the server turns it into a problem.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -56,6 +57,7 @@ INLINE_MAX_BYTES = 32 << 10
 SCORE_TYPES = (JSON, NDJSON, MSGPACK)
 EVENTS = "text/event-stream"
 REPLAYED = "Idempotency-Replayed"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]+)?")
 
 _Result = TypeVar("_Result")
 
@@ -202,7 +204,7 @@ class Handlers:
         """Answer the routes as a page for people."""
         from scoremean import docs  # pylint: disable=import-outside-toplevel  # a service that nobody asks needs it not
 
-        return _asset(request, make_asset("docs.html", docs.encoded(self.settings, self.version)))
+        return _asset(request, make_asset("docs.html", docs.encoded(self.settings, self.version, _address(request))))
 
     async def get_openapi(self, request: BaseRequest) -> Response:
         """Answer the OpenAPI document."""
@@ -266,6 +268,13 @@ def _asset(request: BaseRequest, asset: Asset) -> Response:
     if _matches(asset.etag, request.headers.get("If-None-Match")):
         return Response(None, status=304, headers=headers)
     return Response(asset.body, content_type=asset.content_type, headers=headers)
+
+
+def _address(request: BaseRequest) -> str:
+    """Return the address that `request` was sent to; for a Host header with what a name does not have, HOST stands there."""
+    host = request.headers.get(hdrs.HOST, "")
+    scheme = "https" if "https" in (request.scheme, request.headers.get(hdrs.X_FORWARDED_PROTO)) else "http"
+    return f"{scheme}://{host if _HOST.fullmatch(host) else 'HOST'}"
 
 
 def _variable(request: BaseRequest) -> str:

@@ -97,7 +97,7 @@ def test_serve_says_it_for_a_socket_with_tokens_too(tmp_path):
     """There is no page on a Unix socket, and curl must be told of both."""
     (tmp_path / "tokens").touch(0o600)
     (tmp_path / "tokens").write_text(f"write {'w' * 20}\n")
-    path = tmp_path / "socket"
+    path = tmp_path / "the socket"
     with Server(tmp_path / "store", "--unix-socket", str(path), "--token-file", str(tmp_path / "tokens")) as server:
         assert [line.split()[0] for line in server.greeting] == ["listening", "store", "post"]
         command = server.greeting[-1].removeprefix("post ").replace("TOKEN", "w" * 20)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html import unescape
@@ -21,12 +23,13 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from scoremean import cli, docs, errors
+from scoremean.app import Service
 from scoremean.errors import InvalidScore, ScoremeanError
 from scoremean.handlers import Handlers
 from scoremean.openapi import OPERATIONS, PROBLEM, document, encoded
 from scoremean.settings import Settings
 from scoremean.validation import JSON, MSGPACK, NDJSON, ScoreDecoder
-from tests.support import Server, require_program
+from tests.support import Server, fetch, require_program
 from tests.test_http import BAD_INPUT, BAD_REQUESTS, exchange
 
 ROOT = Path(__file__).parents[1]
@@ -269,7 +272,7 @@ class _Page(HTMLParser):
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_page_is_whole(settings):
     """Each element is closed, each id is there once, each link leads somewhere; no script, no style but its sheets."""
-    text = docs.encoded(settings, "1.2.3").decode()
+    text = docs.encoded(settings, "1.2.3", "http://h").decode()
     page = _Page(text)
     assert not page.open
     assert len(page.values["id"]) == len(set(page.values["id"]))
@@ -289,19 +292,52 @@ def test_the_page_escapes_what_is_in_the_document():
     assert "<script>" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;&amp;" in text
 
 
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        (b"scores.example", "http://scores.example"),
+        (b"SCORES.example.:8081", "http://SCORES.example.:8081"),
+        (b"[::1]:9000", "http://[::1]:9000"),
+        (b"a_b-c:", "http://HOST"),
+        (b"", "http://HOST"),
+        (b"x'; rm -rf '", "http://HOST"),
+        (b"<script>", "http://HOST"),
+        (b'x"\\', "http://HOST"),
+        (b"h/\xff", "http://HOST"),
+        (b"$(id):80", "http://HOST"),
+    ],
+)
+async def test_the_commands_have_the_address_that_was_asked(store, tmp_path, host, address):
+    """If it looks like one: a Host header is a client's text, and the command is for a shell."""
+    service = Service(Settings(port=0, host="0.0.0.0", token_file=str(_tokens(tmp_path))), store, "1.2.3")
+    await service.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.url.rpartition(":")[2])
+    for forwarded, scheme in ((b"https", "https"), (b"x", "http")):
+        writer.write(b"GET /docs HTTP/1.1\r\nHost: %b\r\nX-Forwarded-Proto: %b\r\n\r\n" % (host, forwarded))
+        head = await reader.readuntil(b"\r\n\r\n")
+        text = (await reader.readexactly(int(re.search(rb"Content-Length: (\d+)", head)[1]))).decode()
+        commands = [unescape(one) for one in re.findall("<pre><code>(.*?)</code>", text)]
+        assert len(commands) == len(OPERATIONS)
+        for command, (_, path) in zip(commands, OPERATIONS):
+            assert shlex.split(command)[-1].startswith(address.replace("http", scheme) + path.partition("{")[0])
+        assert "8080" not in text
+    writer.close()
+    await service.stop()
+
+
 def test_the_commands_of_the_page_work(tmp_path):
-    """Each as it stands there, but for the address; that of /events does not end."""
+    """Each as it stands there; that of /events does not end."""
     require_program("curl", "curl")
     tokens = _tokens(tmp_path)
-    page = docs.render(document(Settings(token_file=str(tokens)), "1.2.3"))
-    commands = [unescape(one) for one in re.findall("<pre><code>(.*?)</code>", page) if "/events" not in one]
-    assert len(commands) == len(OPERATIONS) - 1
     with Server(tmp_path / "store", "--token-file", str(tokens)) as server:
+        page = fetch(f"{server.url}/docs").decode()
+        commands = [unescape(one) for one in re.findall("<pre><code>(.*?)</code>", page) if "/events" not in one]
+        assert len(commands) == len(OPERATIONS) - 1
         environment = {**os.environ, "TOKEN": WRITE}
         # The first posts a score; with an id here, so that the second finds one to void, and again, so that others find a mean.
         with_id = commands[0].replace('"score":5', '"score":5,"id":"vote-1"')
         for command in (with_id, commands[1], commands[0], *commands[2:]):
-            command = command.replace("http://127.0.0.1:8080", server.url).replace("curl", "curl -sS -f", 1)
+            command = command.replace("curl", "curl -sS -f", 1)
             done = subprocess.run(command, shell=True, env=environment, capture_output=True, check=False)
             assert done.returncode == 0 and done.stdout, (command, done.stderr)
 
