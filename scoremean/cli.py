@@ -28,7 +28,7 @@ from scoremean.errors import ListenError, NotSupported, ScoremeanError, SettingE
 from scoremean.model import Mean
 from scoremean.notify import READY, notify
 from scoremean.operate import Health, backup, check, check_file, restore, stream
-from scoremean.settings import SETTINGS, Settings, add_flags, is_cluster, resolve
+from scoremean.settings import SETTINGS, Settings, add_flags, is_cluster, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Store
 from scoremean.store.lmdb import DATA_FILE
@@ -45,6 +45,8 @@ _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_S
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb in `arguments` (default: the command line) and return its exit code."""
     options = parser().parse_args(arguments)
+    for sentence in unknown_variables(os.environ):
+        print(f"scoremean: {sentence}", file=sys.stderr)
     try:
         settings = resolve(vars(options), os.environ)
         return options.run(options, settings)

@@ -7,8 +7,9 @@ then the variable, then the default. There is no configuration file.
 from __future__ import annotations
 
 import argparse
+import difflib
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
@@ -188,6 +189,15 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
         elif (text := environment.get(setting.variable)) is not None:
             values[name] = _parse(setting, text, setting.variable)
     return Settings(**values)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each variable that looks like one of a setting and is none. No value is told: it may be a secret."""
+    known = [setting.variable for setting in SETTINGS.values()]
+    for name in sorted(environment):
+        if name.upper().startswith("SCOREMEAN_") and name not in known:
+            [nearest] = difflib.get_close_matches(name.upper(), known, 1, cutoff=0)
+            yield f"the variable {name!r} is no setting and does nothing; the nearest that is one is {nearest}"
 
 
 def _parse(setting: Setting, text: str, source: str) -> int | str:

@@ -64,6 +64,24 @@ def test_a_failure_is_one_sentence_and_its_exit_code(filled, capsys, arguments, 
     assert message in output.err
 
 
+@pytest.mark.parametrize("verb", ["get a1-b1", "stats", "export", "check", "openapi", "import {scores}", "restore none"])
+def test_every_verb_tells_of_a_variable_that_is_no_setting(filled, tmp_path, capsys, monkeypatch, verb):
+    """And does what it would have done without it."""
+    (tmp_path / "scores").write_text('{"UUID": "a1-b1", "score": 5, "id": "once"}\n')
+    monkeypatch.setenv("SCOREMEAN_STORE", str(filled))
+    arguments = verb.format(scores=tmp_path / "scores").split()
+    cli.main(arguments)  # an import counts the first time
+    capsys.readouterr()
+    code, plain = cli.main(arguments), capsys.readouterr()
+    monkeypatch.setenv("SCOREMEAN_STROE", "elsewhere")
+    assert cli.main(arguments) == code
+    told = capsys.readouterr()
+    assert told.out == plain.out
+    assert set(told.err.splitlines()) - set(plain.err.splitlines()) == {
+        "scoremean: the variable 'SCOREMEAN_STROE' is no setting and does nothing; the nearest that is one is SCOREMEAN_STORE"
+    }
+
+
 def test_serve_and_the_readers_beside_it(tmp_path, capsys):
     """get and stats while it is served; a second serve is refused; SIGTERM ends it with 0."""
     with Server(tmp_path / "store") as server:

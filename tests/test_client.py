@@ -30,7 +30,7 @@ from scoremean.server import describe
 from scoremean.settings import Settings
 from tests.test_docs import error_classes
 
-LOSSY_SCORES = int(os.environ.get("SCOREMEAN_LOSSY_SCORES", "2000"))
+LOSSY_SCORES = int(os.environ.pop("SCOREMEAN_LOSSY_SCORES", "2000"))
 LOSSY_RATE = 0.05
 LOSSY_SEED = 1  # each kind of loss comes within the first 60 chunks, or 15 connections
 ANSWERS_CUT_EVERY = 20

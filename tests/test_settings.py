@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from scoremean.errors import SettingError
-from scoremean.settings import SETTINGS, Settings, add_flags, resolve
+from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
 
 
 def test_the_flag_wins_then_the_variable_then_the_default():
@@ -44,6 +44,25 @@ def test_an_empty_store_is_refused():
     """An empty variable would otherwise mean the current directory."""
     with pytest.raises(SettingError, match="SCOREMEAN_STORE must not be empty"):
         resolve({}, {"SCOREMEAN_STORE": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("SCOREMEAN_PROT", "SCOREMEAN_PORT"),
+        ("SCOREMEAN_STORE_SIZE_MAX_GB", "SCOREMEAN_STORE_SIZE_MAX_GIB"),
+        ("SCOREMEAN_TOKENS_FILE", "SCOREMEAN_TOKEN_FILE"),
+        ("SCOREMEAN_WORKER", "SCOREMEAN_WORKERS"),
+        ("scoremean_port", "SCOREMEAN_PORT"),
+        ("SCOREMEAN_", "SCOREMEAN_"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_told(name, nearest):
+    """With the setting that it is nearest to, and without its value."""
+    environment = {setting.variable: "1" for setting in SETTINGS.values()} | {"SCORE": "1", "XSCOREMEAN_PORT": "1"}
+    assert not list(unknown_variables(environment))
+    [sentence] = unknown_variables(environment | {name: "secret"})
+    assert name in sentence and nearest in sentence.rpartition("the nearest that is one is ")[2] and "secret" not in sentence
 
 
 def test_the_range_of_scores_must_hold_two_at_least():
