@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import errno
 import gc
 import logging
@@ -217,8 +218,8 @@ def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
-# Until it ends, a process that serves does nothing on these of the signals that would end it. Left alone are those that cannot
-# be caught, those that are a fault of its own, and those that end nothing: by default, or because Python ignores them.
+# The signals that are left as they are: those that cannot be caught, those that are a fault of the process itself, and those
+# that end nothing, by default or because Python ignores them.
 _LEFT_ALONE = "KILL STOP ABRT BUS FPE ILL SEGV SYS TRAP CHLD CONT TSTP TTIN TTOU URG WINCH PIPE XFSZ".split()
 _STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 _ANSWERED = signal.valid_signals() - {getattr(signal, f"SIG{name}") for name in _LEFT_ALONE}
@@ -240,10 +241,14 @@ def answer_signals(stop: Callable[[], object], reload: Callable[[], object]) -> 
 
 
 def ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
-    """Do nothing more on any of these signals: `loop` has ended, and a second one must not cut short what is left to do."""
+    """Do nothing more on any of these signals, to the end of this process: a second one must not cut short what is left to do.
+
+    `loop` is the one in which they were answered, which has done its work.
+    """
     for number in _ANSWERED:
         loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # then Python takes its own handlers away
 
 
 def _has_terminal() -> bool:

@@ -194,6 +194,7 @@ def test_serve_works_without_uvloop(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert workers.loop_factory() is None
     monkeypatch.setattr("scoremean.app.serve", lambda *_: asyncio.sleep(0, result=False))
+    monkeypatch.setattr("scoremean.app.ignore_signals", lambda _: None)  # for this process goes on
     assert cli.main(["serve", "--store", str(tmp_path)]) == 1
     assert capsys.readouterr().out == ""
 
