@@ -25,7 +25,6 @@ from scoremean.store.base import Change, Outcome
 
 # The long form of the random walks, at least 10,000 steps each; docs/contributing.md has the command.
 LONG = bool(os.environ.get("SCOREMEAN_LONG"))
-INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
 
 # Under these limits of scoremean.store.journal a few commits fill the journal, and every slice of a fold is as short as can be.
 SMALL_JOURNAL = {

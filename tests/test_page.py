@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from random import Random
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
@@ -24,7 +23,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from scoremean import Batch, Tally, open_store
-from tests.support import INSTEVAL, Server, assert_sound, scores_of
+from tests.support import Server, assert_sound, scores_of
 
 SHOTS = Path(__file__).parents[1] / ".bench" / "page"
 DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
@@ -91,18 +90,12 @@ def fixture_visit(browser: Browser) -> Iterator[Visit]:
 
 
 @pytest.fixture(scope="module", name="tallies")
-def fixture_tallies() -> Tallies:
-    """What the store of `filled` holds: real scores if they are there, else ones like them."""
-    if INSTEVAL.exists():
-        scores = [json.loads(line) for line in INSTEVAL.read_text().splitlines()]
-        pairs = [(score["UUID"], score["score"]) for score in scores]
-    else:
-        random = Random(1)
-        pairs = [(f"lecturer-{1000 + int(random.paretovariate(0.5)) % 500}", random.randint(1, 5)) for _ in range(20_000)]
+def fixture_tallies(many_scores: Path) -> Tallies:
+    """What the store of `filled` holds."""
     sums, counts = Counter(), Counter()
-    for uuid, score in pairs:
-        sums[uuid] += score
-        counts[uuid] += 1
+    for score in map(json.loads, many_scores.read_text().splitlines()):
+        sums[score["UUID"]] += score["score"]
+        counts[score["UUID"]] += 1
     return {uuid: Tally(sums[uuid], counts[uuid]) for uuid in counts}
 
 
