@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Self
 from urllib.request import Request, urlopen
@@ -44,6 +45,12 @@ def require_program(name: str, package: str) -> None:
     """Skip the test unless the program is there, or this is CI, where the test then fails."""
     if not shutil.which(name) and not os.environ.get("CI"):
         pytest.skip(f"{name} is not installed; `apt-get install -y --no-install-recommends {package}` installs it")
+
+
+def require_library(name: str) -> None:
+    """Skip the test unless the library is there, or this is CI, where the test then fails."""
+    if not find_spec(name) and not os.environ.get("CI"):
+        pytest.skip(f"there is no {name}; `.venv/bin/pip install -e '.[ci]'` installs it")
 
 
 def fetch(request: str | Request) -> bytes:

@@ -69,6 +69,7 @@ def test_a_service_manager_that_is_gone(tmp_path, monkeypatch, caplog):
 # -- systemd
 
 
+@pytest.mark.ci
 def test_the_unit_is_one_that_systemd_takes(tmp_path):
     """With the program where the unit says that it is."""
     require_program("systemd-analyze", "systemd")
@@ -76,6 +77,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     assert output("systemd-analyze", "verify", "--man=no", tmp_path / "scoremean.service") == ""
 
 
+@pytest.mark.ci
 def test_the_unit_leaves_little_to_attack():
     """As systemd counts it: 2.0 of 10 at most."""
     require_program("systemd-analyze", "systemd")
@@ -98,6 +100,7 @@ def system_calls(group: str) -> set[str]:
     return found
 
 
+@pytest.mark.ci
 def test_the_unit_allows_the_calls_that_the_service_makes(tmp_path):
     """Traced from start to stop, with workers and a post; and nothing is both written and run (MemoryDenyWriteExecute)."""
     require_program("systemd-analyze", "systemd")
@@ -124,6 +127,7 @@ def test_the_unit_allows_the_calls_that_the_service_makes(tmp_path):
 # -- Docker
 
 
+@pytest.mark.ci
 def test_what_the_dockerfile_copies_is_enough_to_build(tmp_path):
     """A whole wheel comes of it."""
     for sources, target in re.findall(r"^COPY (?!--from)(.*) (\S+)$", DOCKERFILE, re.MULTILINE):
@@ -187,6 +191,7 @@ def test_the_dashboard_asks_for_metrics_that_are_there(metrics):
     }
 
 
+@pytest.mark.ci
 def test_the_dashboard_asks_in_promql(tmp_path):
     """As promtool reads it, with nothing left to put in."""
     require_program("promtool", "prometheus")
@@ -222,6 +227,7 @@ def test_the_alerts_ask_for_metrics_that_are_there(metrics):
         assert f"## {heading}" in (ROOT / "docs" / page).read_text()
 
 
+@pytest.mark.ci
 def test_the_configuration_in_the_docs_is_one(tmp_path):
     """For Prometheus, with the alerts beside it."""
     require_program("promtool", "prometheus")
@@ -232,6 +238,7 @@ def test_the_configuration_in_the_docs_is_one(tmp_path):
     assert "9 rules found" in output("promtool", "check", "config", tmp_path / "prometheus.yml")
 
 
+@pytest.mark.ci
 def test_each_alert_fires_when_it_should_and_not_else():
     """Their own tests say when, and none is without one."""
     require_program("promtool", "prometheus")

@@ -22,17 +22,11 @@ from tests.reliability.harness import Result
 from tests.reliability.history import SEED_SCORES, SEED_SUM, History, Read
 from tests.reliability.ledger import Ledger, Request, explain, torn
 
+pytestmark = pytest.mark.ci
+
 harness.load()
 
 BREAKS = [(name, broken) for name, one in CAMPAIGNS.items() for broken in one.breaks]
-
-
-@pytest.fixture(name="uncovered", autouse=True)
-def fixture_uncovered(monkeypatch) -> None:
-    """Without the measuring of coverage in every server, which would be most of the time."""
-    for name in list(os.environ):
-        if name.startswith("COVERAGE_PROCESS") or name == "COV_CORE_SOURCE":
-            monkeypatch.delenv(name)
 
 
 @contextmanager
