@@ -303,7 +303,7 @@ def _check(options: argparse.Namespace, settings: Settings) -> int:
     _print_json(health)
     if not health.damages:
         return OK
-    return _complain(f"{name} is damaged; docs/operate.md says what to do", DAMAGED)
+    return _complain(f"{name} is damaged: keep it as it is, and make a store of a sound backup with `scoremean restore`", DAMAGED)
 
 
 def _backup(options: argparse.Namespace, settings: Settings) -> int:

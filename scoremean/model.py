@@ -24,6 +24,8 @@ TEXT_MAX_BYTES = 256
 # Scores between -SCORE_BOUND and SCORE_BOUND keep a tally within 64 bits for 9 * 10**12 scores of one UUID.
 SCORE_BOUND = 1_000_000
 COUNT_BOUND = 1 << 40
+# What the sum over all UUIDs may be, so that it fits 64 bits in any case.
+SUM_BOUND = 1 << 62
 
 _CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SCORE_RULE = f"score must be an integer from {-SCORE_BOUND} to {SCORE_BOUND}"

@@ -317,7 +317,7 @@ class Router:
         path = request.rel_url.raw_path
         if allowed := ", ".join(sorted(exact | below | around)):
             raise MethodNotAllowed(f"{path} has no {method}; it has {allowed}", allowed)
-        raise UnknownRoute(f"there is no {path}; docs/http.md lists the routes")
+        raise UnknownRoute(f"there is no {path}; /docs lists the routes")
 
 
 class Server(web.Server):

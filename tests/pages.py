@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from tests.support import require_program
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
@@ -56,6 +58,7 @@ class Reader:
         (folder / ".venv").symlink_to(sys.prefix)
 
     def __enter__(self) -> Self:
+        require_program("curl", "curl")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -395,6 +395,15 @@ class StoreContract(ABC):
         with pytest.raises(InvalidScore, match="sum and count of a tally must be integers"):
             Add("a", tally)
 
+    def test_a_sum_that_no_store_can_write_is_refused(self, place):
+        """Tallies may be as large as they like alone; over all UUIDs the sum stays within what is written in 64 bits."""
+        huge = Tally(COUNT_BOUND * 1_000_000, COUNT_BOUND)
+        with self.open(place, score_min=-1_000_000, score_max=1_000_000) as store:
+            outcomes = [plain(store.commit([Add(f"u{number}", huge)])[0]) for number in range(9)]
+            assert outcomes == [huge] * 4 + [InvalidScore] * 5
+            assert store.commit([Score("u0", 1)]) == [Tally(huge.sum + 1, huge.count + 1)]
+            assert not store.check()
+
     def test_a_store_keeps_its_range(self, place):
         """Opened with another one it is refused, and with its own, or none, it goes on."""
         with self.open(place, score_min=1, score_max=7) as store:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Self
 from urllib.request import Request, urlopen
@@ -34,7 +35,6 @@ from scoremean.store.base import Change, Outcome
 
 # The long form of the random walks, at least 10,000 steps each; docs/contributing.md has the command.
 LONG = bool(os.environ.pop("SCOREMEAN_LONG", ""))  # or every process of a test would tell that this is no setting
-INSTEVAL = Path(__file__).parents[2] / "shared" / "data" / "insteval.ndjson"
 
 # Under these limits of scoremean.store.journal a few commits fill the journal, and every slice of a fold is as short as can be.
 SMALL_JOURNAL = {
@@ -54,6 +54,12 @@ def require_program(name: str, package: str) -> None:
     """Skip the test unless the program is there, or this is CI, where the test then fails."""
     if not shutil.which(name) and not os.environ.get("CI"):
         pytest.skip(f"{name} is not installed; `apt-get install -y --no-install-recommends {package}` installs it")
+
+
+def require_library(name: str) -> None:
+    """Skip the test unless the library is there, or this is CI, where the test then fails."""
+    if not find_spec(name) and not os.environ.get("CI"):
+        pytest.skip(f"there is no {name}; `.venv/bin/pip install -e '.[ci]'` installs it")
 
 
 def fetch(request: str | Request) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -32,7 +31,7 @@ from scoremean.client import Client
 from scoremean.errors import Forbidden, ListenError, MisdirectedRequest, SettingError, Unauthorized
 from scoremean.handlers import Handlers
 from scoremean.settings import Settings
-from tests.support import Server, post
+from tests.support import Server, post, require_program
 from tests.test_http import assert_problem, exchange, raw_post, raw_request, read_response
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -468,7 +467,9 @@ async def test_tls_is_read_again(store, tmp_path, authority, version, caplog):
 
 
 @pytest.mark.parametrize("mutual", [True, False])
-async def test_open_connections_end_when_the_cas_are_read_again(store, tmp_path, authority, monkeypatch, mutual):
+async def test_open_connections_end_when_the_cas_are_read_again(  # pylint: disable=too-many-locals  # each connection is one
+    store, tmp_path, authority, monkeypatch, mutual
+):
     """The idle one, and one on which events come; one on which a score is counted after its answer. Without CAs all go on."""
     monkeypatch.setattr(live, "EVENT_SECONDS", 0)
     files, own = issue(authority, tmp_path / "server"), issue(authority, tmp_path / "own")
@@ -574,9 +575,9 @@ def test_serve_over_tls(tmp_path, authority, workers):
     assert (code, server.url[:8]) == (0, "https://"), messages
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="the program openssl is not installed")
 def test_the_example_of_the_docs(tmp_path, monkeypatch):
     """The commands of docs/security.md make files that serve takes and clients trust; a warning is logged without TLS."""
+    require_program("openssl", "openssl")
     monkeypatch.chdir(tmp_path)
     make, serve_line, *_ = re.findall(r"^```sh\n(.*?)^```", (DOCS / "security.md").read_text(), re.MULTILINE | re.DOTALL)
     subprocess.run(["bash", "-euc", make], check=True, capture_output=True)

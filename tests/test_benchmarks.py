@@ -6,11 +6,15 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.benchmarks.data import ROOT, uuid_at
 from tests.benchmarks.page import chart
 from tests.benchmarks.rows import ROWS
 from tests.benchmarks.run import Figure, ratio
 from tests.support import require_program
+
+pytestmark = pytest.mark.ci
 
 
 def command(*flags: object) -> subprocess.CompletedProcess[str]:

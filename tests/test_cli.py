@@ -12,7 +12,7 @@ import pytest
 
 import scoremean
 from scoremean import Add, Score, Tally, cli, open_store, workers
-from tests.support import Server, assert_sound, scores_of
+from tests.support import Server, assert_sound, require_program, scores_of
 
 
 @pytest.fixture(name="filled")
@@ -165,6 +165,7 @@ def test_serve_and_the_readers_beside_it(tmp_path, capsys):
 
 def test_serve_says_how_to_go_on(tmp_path):
     """Where the page and the store are, and a command that posts a score as it is printed."""
+    require_program("curl", "curl")
     store = tmp_path / "store"
     with Server(store, "--score-max", "7") as server:
         post = server.greeting.pop()
@@ -179,6 +180,7 @@ def test_serve_says_how_to_go_on(tmp_path):
 
 def test_serve_says_it_for_a_socket_with_tokens_too(tmp_path):
     """There is no page on a Unix socket, and curl must be told of both."""
+    require_program("curl", "curl")
     (tmp_path / "tokens").touch(0o600)
     (tmp_path / "tokens").write_text(f"write {'w' * 20}\n")
     path = tmp_path / "the socket"

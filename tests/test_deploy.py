@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.request import Request
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from scoremean.notify import READY, notify
 from scoremean.settings import SETTINGS
@@ -68,6 +69,7 @@ def test_a_service_manager_that_is_gone(tmp_path, monkeypatch, caplog):
 # -- systemd
 
 
+@pytest.mark.ci
 def test_the_unit_is_one_that_systemd_takes(tmp_path):
     """With the program where the unit says that it is."""
     require_program("systemd-analyze", "systemd")
@@ -75,6 +77,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     assert output("systemd-analyze", "verify", "--man=no", tmp_path / "scoremean.service") == ""
 
 
+@pytest.mark.ci
 def test_the_unit_leaves_little_to_attack():
     """As systemd counts it: 2.0 of 10 at most."""
     require_program("systemd-analyze", "systemd")
@@ -97,6 +100,7 @@ def system_calls(group: str) -> set[str]:
     return found
 
 
+@pytest.mark.ci
 def test_the_unit_allows_the_calls_that_the_service_makes(tmp_path):
     """Traced from start to stop, with workers and a post; and nothing is both written and run (MemoryDenyWriteExecute)."""
     require_program("systemd-analyze", "systemd")
@@ -123,6 +127,7 @@ def test_the_unit_allows_the_calls_that_the_service_makes(tmp_path):
 # -- Docker
 
 
+@pytest.mark.ci
 def test_what_the_dockerfile_copies_is_enough_to_build(tmp_path):
     """A whole wheel comes of it."""
     for sources, target in re.findall(r"^COPY (?!--from)(.*) (\S+)$", DOCKERFILE, re.MULTILINE):
@@ -151,3 +156,94 @@ def test_the_container_is_not_root_and_tells_its_health(tmp_path):
         server.terminate()
         server.wait()
         assert "Connection refused" in output(sys.executable, *probe, code=1)
+
+
+# -- the dashboard and the alerts
+
+
+@pytest.fixture(name="metrics", scope="module")
+def fixture_metrics(tmp_path_factory) -> set[str]:
+    """The name of every metric that a service has."""
+    with Server(tmp_path_factory.mktemp("metrics")) as server:
+        fetch(f"{server.url}/livez")
+        families = text_string_to_metric_families(fetch(f"{server.url}/metrics").decode())
+        return {sample.name for family in families for sample in family.samples}
+
+
+def metrics_of(text: str) -> set[str]:
+    """Return the names of metrics in PromQL."""
+    return set(re.findall(r"\b(?:scoremean|process)_\w+", text))
+
+
+def expressions() -> list[str]:
+    """Return the PromQL of every panel, with what Grafana puts in for its variables."""
+    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    return [text.replace("$__rate_interval", "5m").replace("$instance", "a|b") for text in found]
+
+
+def test_the_dashboard_asks_for_metrics_that_are_there(metrics):
+    """And shows all of them but a few, which say what another one says."""
+    shown = set().union(*map(metrics_of, expressions()))
+    assert shown <= metrics
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in metrics - shown} <= {
+        *(re.sub("_(bucket|sum|count)$", "", name) for name in shown),
+        "process_virtual_memory_bytes",
+    }
+
+
+@pytest.mark.ci
+def test_the_dashboard_asks_in_promql(tmp_path):
+    """As promtool reads it, with nothing left to put in."""
+    require_program("promtool", "prometheus")
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions())]
+    (tmp_path / "rules.json").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in output("promtool", "check", "rules", tmp_path / "rules.json")
+    assert not [text for text in expressions() if "$" in text]
+
+
+def test_the_dashboard_is_tidy():
+    """No panel covers another one, and each says what it shows, in which unit; the source of data is a variable."""
+    cells: set[tuple[int, int]] = set()
+    for panel in GRAFANA["panels"]:
+        at = panel["gridPos"]
+        covered = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & covered and max(x for x, _ in covered) < 24, panel["title"]
+        cells |= covered
+    assert len(cells) == 24 * (1 + max(y for _, y in cells)), "there is a gap"
+    assert len({panel["id"] for panel in GRAFANA["panels"]}) == len(GRAFANA["panels"])
+    for panel in PANELS:
+        assert panel["description"].endswith(".") and panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+    assert [variable["name"] for variable in GRAFANA["templating"]["list"]] == ["datasource", "instance"]
+
+
+def test_the_alerts_ask_for_metrics_that_are_there(metrics):
+    """And name pages of the docs, and settings, that are there."""
+    text = (DEPLOY / "alerts.yml").read_text()
+    asked = set().union(*map(metrics_of, re.findall(r"expr: (.*)", text)))
+    assert asked and asked <= metrics
+    for page, heading in re.findall(r'docs/(\w+\.md)(?:, "(\w+)")?', text):
+        assert f"## {heading}" in (ROOT / "docs" / page).read_text()
+
+
+@pytest.mark.ci
+def test_the_configuration_in_the_docs_is_one(tmp_path):
+    """For Prometheus, with the alerts beside it."""
+    require_program("promtool", "prometheus")
+    [text] = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE | re.DOTALL)
+    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
+    (tmp_path / "scoremean-token").touch()
+    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus", str(tmp_path)))
+    assert "9 rules found" in output("promtool", "check", "config", tmp_path / "prometheus.yml")
+
+
+@pytest.mark.ci
+def test_each_alert_fires_when_it_should_and_not_else():
+    """Their own tests say when, and none is without one."""
+    require_program("promtool", "prometheus")
+    output("promtool", "check", "rules", DEPLOY / "alerts.yml")
+    output("promtool", "test", "rules", DEPLOY / "alerts_test.yml")
+    tests = (DEPLOY / "alerts_test.yml").read_text()
+    for alert in re.findall(r"alert: (\w+)", (DEPLOY / "alerts.yml").read_text()):
+        assert re.search(rf'alertname(: |="){alert}\b', tests), alert

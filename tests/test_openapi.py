@@ -29,7 +29,7 @@ from scoremean.handlers import Handlers
 from scoremean.openapi import OPERATIONS, PROBLEM, document, encoded
 from scoremean.settings import Settings
 from scoremean.validation import JSON, MSGPACK, NDJSON, ScoreDecoder
-from tests.support import Server, fetch, require_program
+from tests.support import Server, fetch, require_library, require_program
 from tests.test_http import BAD_INPUT, BAD_REQUESTS, exchange
 
 ROOT = Path(__file__).parents[1]
@@ -361,6 +361,7 @@ def _schemathesis(cwd: Path, url: str, settings: Settings, *flags: str) -> subpr
 
     It would leave out the route that it reads the document from, so that is a file. /events never ends and is left out.
     """
+    require_library("schemathesis")
     path = cwd / "openapi.json"
     path.write_bytes(encoded(settings, "1.2.3"))
     replaced = "positive_data_acceptance,negative_data_rejection,allow_header_conformance"
@@ -383,6 +384,7 @@ def _require_nothing_found(done: subprocess.CompletedProcess[str]) -> None:
     assert "No issues found" in done.stdout
 
 
+@pytest.mark.ci
 def test_schemathesis_finds_nothing(tmp_path):
     """Whatever it makes of the document: no answer is other than documented, nothing valid refused, nothing invalid taken."""
     settings = Settings(batch_max_scores=20)
@@ -391,6 +393,7 @@ def test_schemathesis_finds_nothing(tmp_path):
         assert not server.messages()
 
 
+@pytest.mark.ci
 def test_schemathesis_finds_nothing_where_tokens_are_asked_for(tmp_path):
     """Nor is anything answered without one."""
     settings = Settings(batch_max_scores=20, token_file=str(_tokens(tmp_path)))
@@ -400,6 +403,7 @@ def test_schemathesis_finds_nothing_where_tokens_are_asked_for(tmp_path):
         assert not server.messages()
 
 
+@pytest.mark.ci
 def test_schemathesis_sees_a_service_that_is_not_as_documented(tmp_path):
     """Here it takes scores up to 9 instead of 5, and asks for no token."""
     settings = Settings(batch_max_scores=20, token_file="tokens")

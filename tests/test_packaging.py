@@ -19,7 +19,7 @@ import pytest
 
 from scoremean import __main__ as entry
 from scoremean import children
-from tests.support import Server, fetch, require_program
+from tests.support import Server, fetch, require_library, require_program
 from tests.test_layers import PACKAGE
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +66,7 @@ def assert_serves(server: Server) -> None:
 def fixture_binary(tmp_path_factory) -> Path:
     """The single binary, built by the command in docs/deploy.md, alone in a directory."""
     require_program("objdump", "binutils")
+    require_library("PyInstaller")
     built = tmp_path_factory.mktemp("binary")
     [command] = re.findall(r"^\.venv/bin/pyinstaller (.*)$", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
     run(sys.executable, "-m", "PyInstaller", *command.split(), "--distpath", built / "root", "--workpath", built / "work")
@@ -96,6 +97,7 @@ def fixture_shipped(binary: Path, tmp_path_factory) -> Shipped:
     return Shipped(["unshare", "--mount", "sh", "-euc", EMPTY, str(root)], Path("/tmp"))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_binary_serves_where_there_is_no_python(shipped, workers):
     """With its page, its metrics and its OpenAPI; also as several processes."""
@@ -104,6 +106,7 @@ def test_the_binary_serves_where_there_is_no_python(shipped, workers):
         assert_serves(server)
 
 
+@pytest.mark.ci
 def test_the_binary_has_every_command(shipped):
     """Also those that need a process of their own: check, backup, restore."""
     program, directory = shipped
@@ -127,11 +130,14 @@ def test_the_binary_has_every_command(shipped):
 @pytest.fixture(name="built", scope="module")
 def fixture_built(tmp_path_factory) -> Path:
     """A directory with the sdist, and the wheel that was made of it."""
+    for name in ("build", "twine"):
+        require_library(name)
     directory = tmp_path_factory.mktemp("built")
     run(sys.executable, "-m", "build", "--outdir", directory, ROOT)
     return directory
 
 
+@pytest.mark.ci
 def test_sdist_and_wheel_can_be_published(built):
     """As twine judges them; with the licence, and with all of the package."""
     [sdist], [wheel] = built.glob("*.tar.gz"), built.glob("*.whl")
@@ -146,6 +152,7 @@ def test_sdist_and_wheel_can_be_published(built):
     assert any(name.endswith("/LICENSE") for name in in_wheel)
 
 
+@pytest.mark.ci
 def test_the_wheel_serves(built, tmp_path):
     """In an environment that has no other scoremean, with its page and types."""
     [wheel] = built.glob("*.whl")

@@ -22,6 +22,8 @@ from aiohttp.test_utils import unused_port
 from tests.pages import DOCS, blocks
 from tests.support import Server, require_program
 
+pytestmark = pytest.mark.ci
+
 NAME = "scores.example"
 TOKEN = "0123456789abcdef"
 _NGINX = """

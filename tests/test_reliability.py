@@ -7,6 +7,9 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import PIPE
 
 import pytest
 
@@ -14,32 +17,33 @@ from tests.benchmarks.data import ROOT
 from tests.reliability import harness, page
 from tests.reliability.broken import BROKEN
 from tests.reliability.campaign import CAMPAIGNS, Finding, Missing, Trial, Unable
+from tests.reliability.disk_mount import Ext4
 from tests.reliability.harness import Result
 from tests.reliability.history import SEED_SCORES, SEED_SUM, History, Read
 from tests.reliability.ledger import Ledger, Request, explain, torn
+
+pytestmark = pytest.mark.ci
 
 harness.load()
 
 BREAKS = [(name, broken) for name, one in CAMPAIGNS.items() for broken in one.breaks]
 
 
-@pytest.fixture(name="uncovered", autouse=True)
-def fixture_uncovered(monkeypatch) -> None:
-    """Without the measuring of coverage in every server, which would be most of the time."""
-    for name in list(os.environ):
-        if name.startswith("COVERAGE_PROCESS") or name == "COV_CORE_SOURCE":
-            monkeypatch.delenv(name)
+@contextmanager
+def skipping() -> Iterator[None]:
+    """Skip what cannot run here. In CI that is a failure, if a package could help."""
+    try:
+        yield
+    except Missing as missing:
+        if isinstance(missing, Unable) or not os.environ.get("CI"):
+            pytest.skip(str(missing))
+        raise
 
 
 def run(name: str, broken: str | None = None) -> Finding:
-    """Run the short form; skip if it cannot run here. In CI that is a failure, if a package could help."""
-    with harness.workspace() as work:
-        try:
-            return CAMPAIGNS[name].run(Trial(work, True, broken))
-        except Missing as missing:
-            if isinstance(missing, Unable) or not os.environ.get("CI"):
-                pytest.skip(str(missing))
-            raise
+    """Run the short form."""
+    with harness.workspace() as work, skipping():
+        return CAMPAIGNS[name].run(Trial(work, True, broken))
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
@@ -54,6 +58,22 @@ def test_a_campaign_catches_its_broken_builds(name, broken):
     """The same campaign misses its goal with each of them."""
     finding = run(name, broken)
     assert not finding.met, finding.figure
+
+
+def test_the_power_is_back_when_the_disk_is_mounted_again(tmp_path):
+    """Also where a process has taken a copy of the mounts meanwhile, as sandboxes do, and so keeps what was unmounted alive."""
+    copy = ["sh", "-c", "read _ && exec unshare --mount sh -c 'echo && read _'"]
+    with subprocess.Popen(copy, stdin=PIPE, stdout=PIPE) as other, skipping(), Ext4(tmp_path, 16) as disk:
+        other.stdin.write(b"\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == b"\n"
+        disk.cut_power()
+        with pytest.raises(OSError):
+            (disk.path / "file").write_bytes(b"")
+        disk.unmount()
+        disk.mount()
+        (disk.path / "file").write_bytes(b"")
+        other.communicate(b"\n")
 
 
 def test_every_broken_build_is_for_some_campaign():

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.pages import DOCS, ROOT
+from tests.support import require_library
+
+pytestmark = pytest.mark.ci
 
 CONFIG = ROOT / ".ci" / "mkdocs.yml"
 
@@ -22,6 +25,7 @@ FETCHED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)="(?:ht
 @pytest.fixture(name="site", scope="module")
 def fixture_site(tmp_path_factory) -> Path:
     """The site, built in strict mode: a link or an anchor that leads nowhere, or a page that is not in it, is an error."""
+    require_library("mkdocs")
     site = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", CONFIG, "--site-dir", site]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

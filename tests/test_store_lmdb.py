@@ -709,7 +709,7 @@ def test_a_store_without_a_range_gets_the_one_that_it_is_opened_with(tmp_path):
     """An earlier version kept none."""
     with LmdbStore(tmp_path, score_max=10) as store:
         store.commit([Score("a", 10)])
-    with lmdb.open(str(tmp_path), max_dbs=6) as env, env.begin(write=True) as txn:
+    with lmdb.Environment(str(tmp_path), max_dbs=6) as env, env.begin(write=True) as txn:
         txn.delete(codec.RANGE_KEY, db=env.open_db(codec.META_TABLE, txn=txn))
     with LmdbStore(tmp_path, score_max=10) as store:
         assert store.get(["a"]) == [Tally(10, 1)]

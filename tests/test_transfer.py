@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import gzip
+import importlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from aiohttp import ClientSession
 
 from scoremean import Tally, cli, open_store
 from scoremean.store.lmdb import LmdbStore
-from tests.support import INSTEVAL, Server, assert_sound, post
+from tests.support import Server, assert_sound, post, require_library
 
 LINES = b'{"UUID":"a","score":5}\n\n{"UUID":"b","score":1,"id":"own"}\r\n{"UUID":"a","score":3}'
 TABLE = "UUID,score,id,comment\na,5,,x\n\"b\",1,own,\"y\n,z\"\na,3,,\n"
@@ -179,11 +180,10 @@ def test_a_missing_file_is_refused(run, tmp_path):
 
 
 def test_an_export_is_read_by_other_programs(run, tmp_path):
-    """NDJSON, CSV and Parquet hold the same rows."""
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
+    """NDJSON and CSV hold the same rows."""
     (tmp_path / "file").write_bytes(LINES.replace(b'"b"', '"é,\\""'.encode()))
     run("import", tmp_path / "file")
-    for kind in ("ndjson", "csv", "parquet"):
+    for kind in ("ndjson", "csv"):
         assert run("export", "--format", kind, "--output", tmp_path / kind)[0] == 0
     rows = [
         {"UUID": "a", "sum": 8, "count": 2, "mean": 4.0},
@@ -192,7 +192,20 @@ def test_an_export_is_read_by_other_programs(run, tmp_path):
     assert [json.loads(line) for line in (tmp_path / "ndjson").read_text().splitlines()] == rows
     table = csv.DictReader(io.StringIO((tmp_path / "csv").read_text()))
     assert list(table) == [{name: str(value) for name, value in row.items()} for row in rows]
-    assert parquet.read_table(tmp_path / "parquet").to_pylist() == rows
+
+
+@pytest.mark.ci
+def test_an_export_to_parquet_is_read_by_pyarrow(run, tmp_path):
+    """The same rows, of the same types."""
+    require_library("pyarrow")
+    parquet = importlib.import_module("pyarrow.parquet")
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    assert run("export", "--format", "parquet", "--output", tmp_path / "parquet")[0] == 0
+    assert parquet.read_table(tmp_path / "parquet").to_pylist() == [
+        {"UUID": "a", "sum": 8, "count": 2, "mean": 4.0},
+        {"UUID": "b", "sum": 1, "count": 1, "mean": 1.0},
+    ]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(run, tmp_path, monkeypatch):
@@ -276,14 +289,13 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
     assert "[####################] 100%  3 lines, " in shown and "s left" in shown
 
 
-@pytest.mark.skipif(not INSTEVAL.exists(), reason=f"there is no {INSTEVAL}; docs/contributing.md says where it is from")
-def test_the_real_data_set_imported_twice_and_killed_in_between(run, tmp_path, monkeypatch):
+def test_a_large_file_imported_twice_and_killed_in_between(run, many_scores, tmp_path, monkeypatch):
     """Exactly 73,421 scores; exported, merged into an empty store and exported again it is the same to the byte."""
     small_parts = {"CHUNK_BYTES": 1 << 12, "SUMMED_MAX_UUIDS": 50}
     for name, value in small_parts.items():
         monkeypatch.setattr(f"scoremean.transfer.{name}", value)
     code = f"import sys; from scoremean import cli, transfer; vars(transfer).update({small_parts}); sys.exit(cli.main())"
-    command = [sys.executable, "-c", code, "import", str(INSTEVAL), "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-c", code, "import", str(many_scores), "--store", str(tmp_path / "store")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             try:
@@ -294,10 +306,10 @@ def test_the_real_data_set_imported_twice_and_killed_in_between(run, tmp_path, m
                 continue
     before = sum(tally.count for _, tally in contents(tmp_path / "store"))
     assert process.returncode == -9 and 30_000 < before < 73_421
-    report = run("import", INSTEVAL)[1]
+    report = run("import", many_scores)[1]
     assert report == {"counted": 73_421 - before, "replayed": before, "skipped": 0}
     truth: dict[str, Tally] = {}
-    for score in map(json.loads, INSTEVAL.read_bytes().splitlines()):
+    for score in map(json.loads, many_scores.read_bytes().splitlines()):
         truth[score["UUID"]] = truth.get(score["UUID"], Tally(0, 0)) + Tally(score["score"], 1)
     assert dict(contents(tmp_path / "store")) == truth
     run("export", "--output", tmp_path / "first")

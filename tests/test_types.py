@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import scoremean
 from scoremean.client import Client, SyncClient
 from tests.pages import DOCS, ROOT, blocks
+from tests.support import require_library
 
 TYPED = ROOT / "tests" / "typed.py"
 PAGES = (ROOT / "README.md", DOCS / "tutorial.md", DOCS / "library.md", DOCS / "client.md")
@@ -26,8 +29,10 @@ def test_every_public_name_is_used_with_its_type():
     assert names - internal - set(re.findall(r"\w+", TYPED.read_text())) == set()
 
 
+@pytest.mark.ci
 def test_strict_types_find_no_fault(tmp_path):
     """As of one who has installed scoremean: what stands in scoremean itself is not told."""
+    require_library("mypy")
     files = [TYPED]
     for page in PAGES:
         for number, block in enumerate(block for block in blocks(page) if block.kind == "python"):

@@ -22,7 +22,7 @@ from scoremean.errors import (
     UnknownId,
     UnknownUUID,
 )
-from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
+from scoremean.model import SUM_BOUND, Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store.base import Change, Outcome
 from scoremean.store.erasure import Erasure, Tables
 from scoremean.store.journal import IN_MEANS, Journal
@@ -167,6 +167,8 @@ class Commit:  # pylint: disable=too-many-instance-attributes  # what it changes
     def _add_in_range(self, name: str | None, uuid: str, added: Tally) -> Tally | RequestError:
         if not self._is_possible(added):
             return self._out_of_range(added)
+        if abs(self._journal.total.sum + self._sum + added.sum) > SUM_BOUND:
+            return InvalidScore(f"the sum over all UUIDs would be outside of {SUM_BOUND} both ways")
         if name is None:
             return self._add(uuid, added.sum, added.count)
         return self._once(name, uuid, added, self._add)

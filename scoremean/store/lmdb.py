@@ -442,7 +442,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         return tended == self._commits and self._commit_what_is_due()
 
     def _commit_what_is_due(self) -> bool:
-        """Do a slice of what is due in a commit of its own. Return whether there may be more. Runs on the writer thread only."""
+        """Do a slice of what is due in a commit of its own. Return whether there may be more. On the writer thread only."""
         if not (self._journal.folding or self._erasure.ready or self._is_late()):
             return self._erasure.due
         self._commit([], Lock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -17,6 +18,7 @@ from tests.reliability.campaign import Missing, Unable
 # transaction included, is gone.
 EXT4_IOC_SHUTDOWN = 0x8004587D
 EXT4_GOING_FLAGS_NOLOGFLUSH = 2
+CLONE_NEWNS = 0x20000
 
 UNMOUNT_TRIES = 50
 
@@ -42,6 +44,7 @@ class Ext4:
         for program in ("mkfs.ext4", "mount"):
             if not shutil.which(program):
                 raise Missing(f"needs {program}")
+        _leave_the_mounts_of_others()
         with open(self._image, "wb") as image:
             image.truncate(self._size_mib << 20)
         self.path.mkdir()
@@ -84,6 +87,17 @@ class Ext4:
             raise Unable(f"needs ext4 with the ioctl FS_IOC_SHUTDOWN: {error.strerror}") from error
         finally:
             os.close(descriptor)
+
+
+def _leave_the_mounts_of_others() -> None:
+    """Have mounts of our own from now on, for this thread and what it starts.
+
+    Among those of everyone, a file system outlives its unmounting while any process has a copy of them (`unshare`, a sandbox, a
+    service of systemd). Mounted again, it is then the same one, whose power is still cut: all that we do there fails with EIO.
+    """
+    if ctypes.CDLL(None).unshare(CLONE_NEWNS):
+        raise Unable("needs the right to have mounts of its own")
+    _run("mount", "--make-rprivate", "/")
 
 
 def _run(*command: str) -> None:

@@ -22,7 +22,7 @@ the README promises: they kill, cut, flood and starve real servers, and compare 
 what clients were told. And they are run against builds of scoremean that are broken on purpose, which they must catch, or their
 zeros would mean nothing.
 
-Short forms of all of them run with the tests. The figures here are of the long forms.
+`.ci/run` runs short forms of all of them. The figures here are of the long forms.
 """
 
 NOT_COVERED = """## What is not covered
