@@ -13,7 +13,7 @@ from unittest.mock import patch
 import lmdb
 import pytest
 
-from scoremean import Add, Forget, Replay, Score, Tally, Void, open_store
+from scoremean import Add, Forget, Merge, Replay, Score, Tally, Void, VoidScore, open_store
 from scoremean.errors import StoreFull
 from scoremean.store import journal
 from scoremean.store.journal import IN_MEANS, Journal
@@ -85,6 +85,9 @@ def test_a_reading_process_sees_every_commit_whole(tmp_path):
                     ]
                     batch += [Void(f"id-{chance.randrange(400)}")] * chance.choice((0, 0, 1))
                     batch += [Forget(chance.choice("abcdefgh"))] * chance.choice((0, 0, 0, 1))
+                    void = Score(chance.choice("abcdefgh"), chance.randrange(6), f"id-{chance.randrange(400)}")
+                    batch += [VoidScore(void)] * chance.choice((0, 0, 1, 2))
+                    batch += [Merge(*chance.sample("abcdefgh", 2))] * chance.choice((0, 0, 0, 1))
                     assert [plain(one) for one in store.commit(batch)] == [oracle.apply(change) for change in batch]
                 print(file=reader.stdin, flush=True)
                 scores, tallies = json.loads(reader.stdout.readline())

@@ -74,6 +74,36 @@ def test_the_example_and_exact_tallies_under_load(tmp_path):
     assert_sound(tmp_path)
 
 
+def test_mistakes_are_mended_whichever_worker_has_them(tmp_path):
+    """Voids by value and merges, each sent over a new connection and then again: what one worker did, the others know."""
+
+    async def send(session: ClientSession, path: str, body: dict) -> tuple[int, dict, bool]:
+        async with session.post(path, json=body) as response:
+            return response.status, await response.json(), "Idempotency-Replayed" in response.headers
+
+    async def run(url: str) -> None:
+        async with ClientSession(url, connector=TCPConnector(force_close=True)) as session:
+            for n in range(8):
+                await post(session, f"from-{n}", 5)
+                await post(session, f"from-{n}", 4)
+                void = {"UUID": f"from-{n}", "score": 5, "id": f"void-{n}"}
+                left = {"UUID": f"from-{n}", "mean": 4.0, "sum": 4, "count": 1}
+                assert [await send(session, "/voids", void) for _ in range(3)] == [(200, left, n > 0) for n in range(3)]
+                status, problem, _ = await send(session, "/voids", void | {"id": f"other-{n}"})
+                assert (status, problem["type"]) == (422, "urn:scoremean:no-such-score")
+                merges = [await send(session, f"/means/from-{n}/merge", {"into": "into"}) for _ in range(2)]
+                assert [status for status, *_ in merges] == [200, 404]
+                assert merges[0][1] == {"UUID": "into", "mean": 4.0, "sum": 4 * (n + 1), "count": n + 1}
+
+    with Server(tmp_path, "--workers", "2") as server:
+        asyncio.run(run(server.url))
+        server.terminate()
+        assert server.wait()[0] == 0
+    with open_store(tmp_path, readonly=True) as store:
+        assert dict(store.scan(None, 10).tallies) == {"into": Tally(32, 8)}
+    assert_sound(tmp_path)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_cuts_no_counted_request(tmp_path, number):
     """Exit code 0, and every count is exactly the answers."""

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from lmdb.verify import verify
 
-from scoremean import Batch, Forget, Score, Tally, Void
+from scoremean import Batch, Forget, Merge, Score, Tally, Void, VoidScore
 from scoremean.store import journal
 from scoremean.store.base import Change, Outcome
 from scoremean.store.files import DATA_FILE, LOCK_FILE
@@ -115,9 +115,15 @@ class Batches:
             return self._score(f"id-{name}")
         if pick < 0.8:
             return Batch([self._score(f"id-{name}-{n}" if n % 2 else None) for n in range(4)], skip=pick < 0.75)
+        return self._again_or_out(pick, self._chance.choice(recent), f"void-{name}")
+
+    def _again_or_out(self, pick: float, recent: Score, name: str) -> Change:
+        """Return what takes a recent score or a UUID out, or the score again."""
         if pick < 0.9:
-            return Void(self._chance.choice(recent).id)
-        return Forget(self._chance.choice(UUIDS)) if pick < 0.95 else self._chance.choice(recent)
+            return Void(recent.id) if pick < 0.85 else VoidScore(Score(recent.uuid, recent.score, name))
+        if pick < 0.95:
+            return Merge(*self._chance.sample(UUIDS, 2)) if pick < 0.925 else Forget(self._chance.choice(UUIDS))
+        return recent
 
     def _score(self, name: str | None = None) -> Score:
         score = Score(self._chance.choice(UUIDS), self._chance.randrange(6), name)

@@ -153,6 +153,13 @@ def _decode_uuids(body: bytes) -> bool:
     return True
 
 
+def _decode_into(body: bytes) -> bool:
+    """Where a UUID is merged to."""
+    into = validation.decode_into(body)
+    assert json.loads(body) == {"into": into} and 0 < len(into.encode()) <= 256
+    return True
+
+
 def _with_key(body: bytes) -> bool:
     """An Idempotency-Key, as aiohttp gives a header: UTF-8, and what is not as lone surrogates."""
     key = body.decode(errors="surrogateescape")
@@ -361,6 +368,7 @@ VALIDATION = {
     "decode_msgpack": Subject(_decode_msgpack, list(map(msgpack.packb, _SCORES)), _map),
     "add_up": Subject(_add_up, _LINES, _json_lines),
     "decode_uuids": Subject(_decode_uuids, [b'["a1-b1","nobody","\\u00e9"]', b"[]", "[\n\"é\"]".encode()]),
+    "decode_into": Subject(_decode_into, [b'{"into": "a1-b1"}', b'{"into":"\\u00e9"}', b'{"into": 5, "x": [{}]}']),
     "with_key": Subject(_with_key, [b'"k\\-1"', b"k-1", b'""']),
     "media_type": Subject(_media_type, [b"application/json; charset=utf-8\nidentity", b"application/x-ndjson", JSON.encode()]),
     "decode_page, decode_on_error": Subject(_queries, [b"after=a1-b1&limit=100", b"on_error=skip", b"limit=1"]),

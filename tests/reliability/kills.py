@@ -119,6 +119,7 @@ class Killed:
         self._note("lost", "too many", off)
         self.found["torn"] += torn(counted, off, stored)
         ledger.known.update({uuid: stored[uuid] for uuid in off})
+        ledger.ids += sum(request.new_ids for request in counted if not request.ids)
         await self._again(connection)
         stored = await wire.tallies(connection, uuids)
         off, _ = explain(ledger, stored, [request for request in sent if not request.ids])
@@ -165,9 +166,9 @@ def _verdict(found: Counter[str], *always: str) -> str:
 def kill(trial: Trial) -> Finding:
     """Two stores live from kill to kill: one with the journal as it is, filled so that a start has 320,000 entries to replay;
     and one with a journal so small that a fold is nearly always under way. Each time 32 connections post single scores,
-    batches and voids, half of them with ids, until SIGKILL comes at a random moment within 0.4 s. Each third time it also
-    comes at a random moment of the start before; another third is with `--workers 2`, of which the process that owns the store
-    is killed.
+    batches, voids and merges, half of them with ids, until SIGKILL comes at a random moment within 0.4 s. Each third time it
+    also comes at a random moment of the start before; another third is with `--workers 2`, of which the process that owns the
+    store is killed.
 
     After each kill the pages are walked and every invariant checked. After each restart every UUID must have all that was
     acknowledged, and of each request without an answer all or nothing; scores are random out of a million, so a sum tells which
@@ -202,10 +203,10 @@ def kill(trial: Trial) -> Finding:
 
 @campaign("SIGTERM during load", "50 times: 0 accepted scores lost, 0 answers cut", "drain-skipped")
 def terminate(trial: Trial) -> Finding:
-    """32 connections post single scores, batches and voids until SIGTERM comes at a random moment within 0.4 s, and go on until
-    they are told 503 or the connection is closed; every second time with `--workers 2`. The exit code must be 0, and the store
-    at rest must hold exactly what was answered with 200: no score that was not answered, and none missing. No answer may end
-    half way.
+    """32 connections post single scores, batches, voids and merges until SIGTERM comes at a random moment within 0.4 s, and go
+    on until they are told 503 or the connection is closed; every second time with `--workers 2`. The exit code must be 0, and
+    the store at rest must hold exactly what was answered with 200: no score that was not answered, and none missing. No answer
+    may end half way.
     """
     chance, seed = wire.seeded()
     ledger, found = Ledger(chance), Counter()

@@ -31,14 +31,20 @@ class Request:
     Attributes:
         data: its bytes.
         changes: what it adds to the tally of each UUID.
-        ids: the ids of its scores, none if they have none; of a void the id that it voids.
-        void: whether it is one.
+        ids: the ids of its scores, or of the void of a score, none if they have none; of a void the id that it voids. What has
+            ids can be sent again.
+        new_ids: how many more ids the store has once it is counted; a UUID that was merged is one.
     """
 
     data: bytes
     changes: dict[str, Pair]
     ids: list[str]
-    void: bool = False
+    new_ids: int = 0
+
+    @property
+    def scores(self) -> int:
+        """How many scores it posts."""
+        return max(0, sum(count for _, count in self.changes.values()))
 
 
 class Ledger:
@@ -65,10 +71,10 @@ class Ledger:
         self.ids = 0
 
     def next(self) -> Request:
-        """Return a new request: one score, a batch of BATCH_SCORES or a void; half of the scores have ids."""
+        """Return a new request: one score, a batch of BATCH_SCORES, a void or a merge; half of the scores have ids."""
         roll = self._chance.random()
-        if roll < 0.05 and (void := self._void()):
-            request = void
+        if roll < 0.05 and (mended := self._merge() if roll < 0.01 else self._void(by_value=roll < 0.03)):
+            request = mended
         else:
             request = self._posts(1 if roll < 0.75 else BATCH_SCORES)
         self.open[request] = None
@@ -85,7 +91,8 @@ class Ledger:
         for uuid, score in zip(uuids, scores):
             changes[uuid] = added(changes.get(uuid, (0, 0)), (score, 1))
         data = wire.post(items, self._batches) if count > 1 else wire.post(items[0])
-        return Request(data, changes, [name for name in names if name])
+        ids = [name for name in names if name]
+        return Request(data, changes, ids, len(ids))
 
     def score(self, uuid: str) -> Request:
         """Return a new request with one score of `uuid`, without an id."""
@@ -94,14 +101,31 @@ class Ledger:
         self.open[request] = None
         return request
 
-    def _void(self) -> Request | None:
-        """Return the void of a single score that is known to be counted, if there is one; it is not sent again afterwards."""
+    def _void(self, by_value: bool) -> Request | None:
+        """Return the void of a single score that is known to be counted, if there is one."""
+        if (request := self._single("")) is None:
+            return None
+        [(uuid, (score, _))] = request.changes.items()
+        if by_value:
+            name = self._name("void")
+            return Request(wire.post(wire.members(uuid, score, name), "/voids"), {uuid: (-score, -1)}, [name], 1)
+        return Request(wire.request("DELETE", f"/scores/{request.ids[0]}"), {uuid: (-score, -1)}, request.ids)
+
+    def _merge(self) -> Request | None:
+        """Return the merge of a UUID that is known to have one score, and gets no other, if there is one."""
+        if (request := self._single("uuid-")) is None:
+            return None
+        [(uuid, pair)] = request.changes.items()
+        into = f"lasting-{self._chance.randrange(LASTING_UUIDS)}"
+        data = wire.post({"into": into}, f"/means/{uuid}/merge")
+        return Request(data, {uuid: (-pair[0], -1), into: pair}, [], 1)
+
+    def _single(self, start: str) -> Request | None:
+        """Return a single score of a UUID that starts so and is known to be counted; it is not sent again afterwards."""
         for index, (request, _) in enumerate(self._kept):
-            if len(request.ids) == 1:
+            if len(request.ids) == request.scores == 1 and next(iter(request.changes)).startswith(start):
                 del self._kept[index]
-                [(uuid, (score, _))] = request.changes.items()
-                data = wire.request("DELETE", f"/scores/{request.ids[0]}")
-                return Request(data, {uuid: (-score, -1)}, request.ids, void=True)
+                return request
         return None
 
     def _uuid(self) -> str:
@@ -117,11 +141,9 @@ class Ledger:
         """Take in that `request` was answered 200."""
         del self.open[request]
         self.add(request.changes)
-        if request.void:
-            return
-        self.scores += sum(count for _, count in request.changes.values())
-        if request.ids:
-            self.ids += len(request.ids)
+        self.scores += request.scores
+        self.ids += request.new_ids
+        if request.ids and request.new_ids:
             self._kept.append((request, answer.body))
 
     def add(self, changes: Mapping[str, Pair]) -> None:

@@ -65,6 +65,8 @@ class Mix:
             "posts": (40, self._post),
             "posts with ids": (12, self._post_with_id),
             "voids": (4, self._void),
+            "voids by value": (2, self._void_score),
+            "merges": (0.5, self._merge),
             "batches": (4, self._batch),
             "reads": (25, self._read),
             "listings": (1, self._list),
@@ -110,17 +112,23 @@ class Mix:
     async def _void(self, connection: Connection) -> None:
         """Void a score that was posted a while ago, or was voided, or is still under way or unknown."""
         name = f"id-{max(1, self._names - self._chance.randrange(1000))}"
-        answer = await connection.ask(wire.request("DELETE", f"/scores/{name}"))
-        if answer.status not in (200, 404):
-            raise RuntimeError(f"a void was answered {answer.status}: {answer.body[:200]!r}")
+        # 422 is for a score that was voided by its value before.
+        await self._ask_any(connection, (200, 404, 422), wire.request("DELETE", f"/scores/{name}"))
+
+    async def _void_score(self, connection: Connection) -> None:
+        """Void a score that may be there or not."""
+        self._names += 1
+        await self._ask_any(connection, (200, 404, 422), wire.post(self._score() | {"id": f"id-{self._names}"}, "/voids"))
+
+    async def _merge(self, connection: Connection) -> None:
+        """Merge a UUID into another one, or into itself."""
+        await self._ask_any(connection, (200, 404, 422), wire.post({"into": self._uuid()}, f"/means/{self._uuid()}/merge"))
 
     async def _batch(self, connection: Connection) -> None:
         await self._ask(connection, 200, wire.post([self._score() for _ in range(BATCH_SCORES)]))
 
     async def _read(self, connection: Connection) -> None:
-        answer = await connection.ask(wire.request("GET", f"/means/{self._uuid()}"))
-        if answer.status not in (200, 404):
-            raise RuntimeError(f"a read was answered {answer.status}: {answer.body[:200]!r}")
+        await self._ask_any(connection, (200, 404), wire.request("GET", f"/means/{self._uuid()}"))
 
     async def _list(self, connection: Connection) -> None:
         await self._ask(connection, 200, wire.request("GET", f"/means?limit=100&after={self._uuid()}"))
@@ -146,9 +154,12 @@ class Mix:
         raise Cut
 
     async def _ask(self, connection: Connection, status: int, data: bytes) -> None:
+        await self._ask_any(connection, (status,), data)
+
+    async def _ask_any(self, connection: Connection, statuses: Sequence[int], data: bytes) -> None:
         answer = await connection.ask(data)
-        if answer.status != status:
-            raise RuntimeError(f"{data[:200]!r} was answered {answer.status}, not {status}: {answer.body[:200]!r}")
+        if answer.status not in statuses:
+            raise RuntimeError(f"{data[:200]!r} was answered {answer.status}, not {statuses}: {answer.body[:200]!r}")
 
     def _score(self) -> dict[str, str | int]:
         return wire.members(self._uuid(), self._chance.randrange(6))
@@ -238,8 +249,8 @@ class Growth(NamedTuple):
 @campaign("soak", "10 minutes: no growth after warm-up", "leak")
 def soak(trial: Trial) -> Finding:
     """32 connections, each of which ends after up to 400 requests, half of them by a reset, send posts with and without ids,
-    batches of 50, reads, listings, voids, requests that are refused, bytes that are not HTTP and requests that stop half way,
-    for 2,000 UUIDs and as fast as they are answered. Every answer must have the status that it should have.
+    batches of 50, reads, listings, voids, merges, requests that are refused, bytes that are not HTTP and requests that stop
+    half way, for 2,000 UUIDs and as fast as they are answered. Every answer must have the status that it should have.
 
     Once a second the server's private memory (RssAnon), descriptors, threads and store are looked at. The first half is the
     warm-up, in which the journal fills for the first times. Of the second half, the last third must not be above the first: the
