@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import random
 import re
+import socket
 import ssl
 from asyncio import sleep
 from collections import deque
@@ -26,6 +27,7 @@ import msgspec
 from yarl import URL
 
 from scoremean.errors import (
+    BodyTooLarge,
     Fault,
     InvalidScore,
     RequestError,
@@ -40,6 +42,7 @@ from scoremean.validation import JSON, MSGPACK
 
 CONNECTIONS_MAX = 64
 BACKOFF_MAX_SECONDS = 10.0
+REACH_MAX_SECONDS = 10.0
 QUERY_MAX_UUIDS = 10_000
 
 # After these it is unknown whether the request was carried out, or known that it was not: it is sent again.
@@ -71,6 +74,9 @@ class Client:
         tls: how an https service is verified, and with which certificate this client shows itself; the default is that of
             `ssl.create_default_context()`.
 
+    Attributes:
+        batch_scores: as given; it may be changed.
+
     Every method raises Unavailable when the last attempt got no answer, and otherwise the error that the service answered.
 
     Raises:
@@ -100,7 +106,7 @@ class Client:
         self._backoff_seconds = backoff_seconds
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._with_ids = with_ids
-        self._batch_scores = batch_scores
+        self.batch_scores = batch_scores
         self._concurrency = concurrency
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._tls = tls
@@ -138,9 +144,9 @@ class Client:
                 that batch was counted; batches before it were, and those that were under way with it may be.
         """
         under_way: deque[asyncio.Task[list[Mean | RequestError]]] = deque()
-        starts = itertools.count(0, self._batch_scores)
+        starts = itertools.count(0, self.batch_scores)
         try:
-            async for batch in _batches(scores, self._batch_scores):
+            async for batch in _batches(scores, self.batch_scores):
                 if len(under_way) == self._concurrency:
                     for result in await under_way.popleft():
                         yield result
@@ -262,9 +268,16 @@ class Served:
 
     def __init__(self, url: str, token: str | None = None):
         self._client = Client(url, token=token)
+        self._url = url
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:
+        """Raises Unavailable where nothing listens: only what was there once is waited for."""
+        try:
+            address = URL(self._url)
+            socket.create_connection((address.host, address.port), REACH_MAX_SECONDS).close()
+        except (OSError, ValueError) as error:  # what is no name or port is a ValueError
+            raise Unavailable(f"nothing answers at {self._url}: {error}") from error
         self._runner.run(self._client.__aenter__())
         return self
 
@@ -277,7 +290,17 @@ class Served:
         return self._runner.run(self._post(scores))
 
     async def _post(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
-        return [result async for result in self._client.post_many(scores, skip=True)]
+        results: list[Mean | RequestError] = []
+        while len(results) < len(scores):
+            try:
+                # With their ids, those that were under way when a batch was refused are counted once all the same.
+                async for result in self._client.post_many(scores[len(results) :], skip=True):
+                    results.append(result)
+            except BodyTooLarge as error:
+                if self._client.batch_scores == 1:
+                    results.append(error)  # that of the first one without a result
+                self._client.batch_scores = -(-self._client.batch_scores // 2)
+        return results
 
 
 def _kinds(base: type[ScoremeanError]) -> Iterator[tuple[str, type[ScoremeanError]]]:
@@ -289,7 +312,7 @@ def _kinds(base: type[ScoremeanError]) -> Iterator[tuple[str, type[ScoremeanErro
 
 
 _KINDS = dict(_kinds(ScoremeanError))
-_BY_STATUS: dict[int, type[ScoremeanError]] = {408: RequestTimeout, 503: Unavailable}
+_BY_STATUS: dict[int, type[ScoremeanError]] = {408: RequestTimeout, 413: BodyTooLarge, 503: Unavailable}
 
 
 class _Problem(msgspec.Struct):

@@ -76,6 +76,36 @@ def test_a_file_goes_through_a_running_service(run, tmp_path):
     assert (code, "--url takes scores with ids" in messages) == (2, True)
 
 
+@pytest.mark.parametrize("limit", [["--batch-max-scores", "3"], ["--body-max-bytes", "300"]])
+def test_a_service_may_take_small_batches(run, tmp_path, limit):
+    """Each score counts once, also those that were under way beside a batch that was too large."""
+    (tmp_path / "file").write_bytes(b"".join(b'{"UUID":"u%d","score":5}\n' % (number % 7) for number in range(500)))
+    with Server(tmp_path / "served", *limit) as server:
+        for _ in range(2):
+            report = run("import", tmp_path / "file", "--url", server.url)[1]
+            assert report == {"counted": 500, "replayed": 0, "skipped": 0}
+        assert sum(tally.count for _, tally in contents(tmp_path / "served")) == 500
+
+
+def test_a_score_that_is_too_large_for_a_service_is_a_bad_line(run, tmp_path):
+    """And the only one."""
+    lines = [b'{"UUID":"a","score":5}', b'{"UUID":"%s","score":5}' % (b"b" * 256), b'{"UUID":"a","score":3}']
+    (tmp_path / "file").write_bytes(b"\n".join(lines))
+    with Server(tmp_path / "served", "--body-max-bytes", "120") as server:
+        code, report, messages = run("import", tmp_path / "file", "--url", server.url, "--on-error", "skip")
+        assert (code, report) == (0, {"counted": 2, "replayed": 0, "skipped": 1})
+        assert messages == f"{tmp_path}/file:2: the body is longer than body_max_bytes, 120 bytes\n"
+        assert contents(tmp_path / "served") == [("a", Tally(8, 2))]
+
+
+def test_a_service_that_is_not_there_is_not_waited_for(run, tmp_path, unused_tcp_port):
+    """Nothing is tried ten times, and nothing is read before."""
+    for address in (f"127.0.0.1:{unused_tcp_port}", "127.0.0.1:99999", f"{'a' * 70}.example"):
+        code, report, messages = run("import", tmp_path / "none", "--url", f"http://{address}")
+        assert (code, report) == (1, None)
+        assert messages.startswith(f"scoremean: nothing answers at http://{address}: ") and messages.count("\n") == 1
+
+
 def test_a_second_run_with_other_settings_is_refused(run, tmp_path):
     """When its sums would differ: nothing is counted twice, and the UUID is named."""
     (tmp_path / "file").write_bytes(b'{"UUID":"a","score":5}\n{"UUID":"a","score":6}\n{"UUID":"b","score":1}\n')
