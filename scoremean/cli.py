@@ -88,9 +88,11 @@ def _add_import(verbs) -> None:
     verb.add_argument("--tallies", action="store_true", help="the files hold tallies, as export writes them: merge them")
     verb.add_argument("--no-ids", action="store_true", help="faster; but a second run counts everything twice")
     verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line [stop]")
-    for name in ("UUID", "score", "id"):
+    for name in ("UUID", "score"):
         text = f"the member or column that holds the {name} [{name}]"
         verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
+    text = "the member or column that holds the id [id, unless another column is named]"
+    verb.add_argument("--id-column", metavar="NAME", help=text)
 
 
 def _add_operate(verbs) -> None:
@@ -181,13 +183,16 @@ def _stats(_: argparse.Namespace, settings: Settings) -> int:
 def _import(options: argparse.Namespace, settings: Settings) -> int:
     if options.url is not None and (options.tallies or options.no_ids):
         raise SettingError("--url takes scores with ids: neither --tallies nor --no-ids goes with it")
+    columns = Columns(options.uuid_column, options.score_column, options.id_column)
+    if options.tallies and columns != Columns():
+        raise SettingError("tallies have the columns UUID, sum and count: with --tallies no column can be named")
     decoder = ScoreDecoder(settings.score_min, settings.score_max, sys.maxsize)
     with _target(options, settings) as store:
         progress = ProgressBar()
         importer = Importer(
             store,
             decoder,
-            columns=Columns(options.uuid_column, options.score_column, options.id_column),
+            columns=columns,
             with_ids=not options.no_ids,
             summed=options.url is None,
             tallies=options.tallies,
