@@ -6,9 +6,11 @@ import asyncio
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import tempfile
@@ -681,6 +683,23 @@ def test_a_file_that_is_another_when_it_is_counted_is_not(tmp_path, store, monke
     with pytest.raises(ImportStopped, match="was changed while it was read"):
         changing.run(str(path))
     assert store.get(["a"]) == [None]
+
+
+def test_an_interrupt_while_scores_are_counted_waits_until_they_are_reported(run, tmp_path, monkeypatch):
+    """So that the report says what is in the store."""
+    monkeypatch.setattr("scoremean.transfer.COMMIT_MAX_SCORES", 2)
+    submit, numbers = LmdbStore.submit, itertools.count()
+
+    def submit_and_interrupt(self, batch):
+        if next(numbers) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return submit(self, batch)
+
+    (tmp_path / "file").write_bytes(b"".join(b'{"UUID":"u%d","score":1}\n' % number for number in range(9)))
+    monkeypatch.setattr(LmdbStore, "submit", submit_and_interrupt)
+    assert run("import", tmp_path / "file") == (130, {"counted": 4, "replayed": 0, "skipped": 0}, "")
+    assert len(contents(tmp_path / "store")) == 4
+    assert run("import", tmp_path / "file")[1] == {"counted": 5, "replayed": 4, "skipped": 0}
 
 
 # Round trips of any text, against a store of plain Python.
