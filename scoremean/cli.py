@@ -30,7 +30,7 @@ from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, NotSupported, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean
 from scoremean.notify import READY, notify
-from scoremean.operate import Health, backup, check, check_file, restore, stream
+from scoremean.operate import Health, backup, check, check_file, replacing, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, is_cluster, resolve
 from scoremean.store import open_store
 from scoremean.store.base import Store
@@ -268,7 +268,7 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
         if options.output == "-":
             export(store, sys.stdout.buffer, options.format)
             return OK
-        with _refusing(f"write {options.output}"), open(options.output, "wb") as file:
+        with _refusing(f"write {options.output}"), replacing(Path(options.output)) as file:
             export(store, file, options.format)
     return OK
 

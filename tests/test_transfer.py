@@ -702,6 +702,62 @@ def test_an_interrupt_while_scores_are_counted_waits_until_they_are_reported(run
     assert run("import", tmp_path / "file")[1] == {"counted": 5, "replayed": 4, "skipped": 0}
 
 
+# Every file that an export writes is whole or as it was.
+
+
+def test_an_export_that_fails_leaves_the_file_as_it_was(run, tmp_path, monkeypatch):
+    """With its content and its mode, and nothing beside it."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    out = tmp_path / "exports" / "out.csv"
+    out.parent.mkdir()
+    out.write_text("of yesterday\n")
+    out.chmod(0o640)
+    for error, code in ((OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)):
+
+        def fail(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr("os.fsync", fail)
+            assert run("export", "--output", out)[0] == code
+        assert (out.read_text(), os.listdir(out.parent)) == ("of yesterday\n", ["out.csv"])
+    assert run("export", "--format", "csv", "--output", out)[0] == 0
+    assert out.read_text() == "UUID,sum,count,mean\na,8,2,4.0\nb,1,1,1.0\n"
+    assert (out.stat().st_mode & 0o777, os.listdir(out.parent)) == (0o640, ["out.csv"])
+
+
+def test_an_export_goes_through_links_and_into_pipes(run, tmp_path):
+    """A link stays one, also to a file that is not there yet; what is no file is written as it stands."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    (tmp_path / "link").symlink_to("target")
+    text = '{"UUID":"a","sum":8,"count":2,"mean":4.0}\n{"UUID":"b","sum":1,"count":1,"mean":1.0}\n'
+    for _ in range(2):
+        assert run("export", "--output", tmp_path / "link")[0] == 0
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDWR)
+    assert run("export", "--output", tmp_path / "pipe")[0] == 0
+    assert os.read(descriptor, 1000).decode() == text
+    os.close(descriptor)
+    code, _, messages = run("export", "--output", tmp_path)
+    assert code == 1 and messages.endswith("Is a directory\n")
+    assert run("export", "--output", "/dev/full")[::2] == (1, "scoremean: cannot write /dev/full: No space left on device\n")
+
+
+def test_an_export_to_dev_stdout_is_appended_where_a_shell_appends(run, tmp_path):
+    """To the file that it leads to, too."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"before\n")
+        log.flush()
+        command = [sys.executable, "-m", "scoremean", "export", "--store", tmp_path / "store", "--output", "/dev/stdout"]
+        subprocess.run(command, stdout=log, check=True)
+    assert (tmp_path / "log").read_text().startswith('before\n{"UUID":"a"')
+
+
 # Round trips of any text, against a store of plain Python.
 
 
