@@ -1,6 +1,7 @@
 """The verbs. Data goes to standard output, messages to standard error.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 could not start, 4 damage found.
+Exit codes: 0 done, 1 failed, 2 usage, 3 could not start, 4 damage found; and as a shell has it of other programs, 130 after
+Ctrl-C, 141 when whoever reads its output went away.
 
 What needs aiohttp is imported by the verbs that use it, so that the others start in half the time.
 """
@@ -11,15 +12,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
+import io
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 from uuid import uuid4
 
 import msgspec
@@ -28,26 +32,50 @@ from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
 from scoremean.notify import READY, notify
-from scoremean.operate import backup, check, check_file, restore, stream
+from scoremean.operate import backup, check, check_file, replacing, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Change, Store
 from scoremean.store.files import DATA_FILE, require_store
-from scoremean.transfer import Columns, Importer, export
+from scoremean.transfer import Columns, Importer, cut, export
 from scoremean.validation import ScoreDecoder
 
-OK, FAILED, USAGE, NOT_STARTED, DAMAGED = 0, 1, 2, 3, 4
+OK, FAILED, USAGE, NOT_STARTED, DAMAGED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
+
+# A message is cut to this, whatever of a file or of the command line is in it: less than a screen.
+MESSAGE_MAX_CHARACTERS = 1000
 
 _DESCRIPTION = "Keeps the exact mean of every UUID's scores, durably, in one process."
 # What a store is opened with to be read.
 _READING = ("store", "store_size_max_gib")
 
 _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_SOME_NAME. Exit codes: 0 done, 1 failed, \
-2 usage, 3 could not start, 4 damage found."
+2 usage, 3 could not start, 4 damage found, 130 interrupted, 141 the reader of the output went away."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the verb in `arguments` (default: the command line) and return its exit code."""
+    """Run the verb in `arguments` (default: the command line) and return its exit code.
+
+    Here ends, for every verb, what is no error of scoremean's: an interrupt, and output that cannot be written.
+    """
+    _require_streams()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            _flush(sys.stdout)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    except OSError as error:
+        return _complain(f"{error.filename or 'standard output'}: {_reason(error)}", FAILED)
+    finally:
+        with suppress(OSError):
+            _flush(sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
     for sentence in unknown_variables(os.environ):
         print(f"scoremean: {sentence}", file=sys.stderr)
@@ -64,9 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, FAILED)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Whose messages are cut: a file's text that a shell made arguments of is no help."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(cut(message, MESSAGE_MAX_CHARACTERS))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; docs/cli.md is made from its help."""
-    top = argparse.ArgumentParser("scoremean", description=_DESCRIPTION, epilog=_EPILOG)
+    top = _Parser("scoremean", description=_DESCRIPTION, epilog=_EPILOG)
     top.add_argument("--version", action="version", version=f"scoremean {_version()}")
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_verb(verbs, "serve", _serve, "answer HTTP until SIGTERM or SIGINT", SETTINGS)
@@ -111,9 +146,11 @@ def _add_import(verbs) -> None:
     verb.add_argument("--tallies", action="store_true", help="the files hold tallies, as export writes them: merge them")
     verb.add_argument("--no-ids", action="store_true", help="faster; but a second run counts everything twice")
     verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line [stop]")
-    for name in ("UUID", "score", "id"):
+    for name in ("UUID", "score"):
         text = f"the member or column that holds the {name} [{name}]"
         verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
+    text = "the member or column that holds the id [id, unless another column is named]"
+    verb.add_argument("--id-column", metavar="NAME", help=text)
 
 
 def _add_operate(verbs) -> None:
@@ -147,7 +184,9 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
     with open_store(settings.store, **settings.store_options, counts=counts) as store:
 
         def announce(url: str) -> None:
-            print(_greeting(url, settings, store), flush=True)
+            with suppress(OSError):  # nobody reads it, and the service is there all the same
+                print(_greeting(url, settings, store))
+                _flush(sys.stdout)
             notify(READY)
 
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -231,32 +270,36 @@ async def _asked(url: str, token: str | None, ask: Callable[[Any], Awaitable[Mea
 def _import(options: argparse.Namespace, settings: Settings) -> int:
     if options.url is not None and (options.tallies or options.no_ids):
         raise SettingError("--url takes scores with ids: neither --tallies nor --no-ids goes with it")
+    columns = Columns(options.uuid_column, options.score_column, options.id_column)
+    if options.tallies and columns != Columns():
+        raise SettingError("tallies have the columns UUID, sum and count: with --tallies no column can be named")
     decoder = ScoreDecoder(settings.score_min, settings.score_max, sys.maxsize)
     with _target(options, settings) as store:
         progress = ProgressBar()
         importer = Importer(
             store,
             decoder,
-            columns=Columns(options.uuid_column, options.score_column, options.id_column),
+            columns=columns,
             with_ids=not options.no_ids,
             summed=options.url is None,
             tallies=options.tallies,
             skip=options.on_error == "skip",
             progress=progress.show,
+            # Over HTTP an answer may take minutes, and what was counted without one is counted once all the same.
+            whole=_uninterrupted if options.url is None else nullcontext,
         )
         try:
             for name in options.files:
-                progress.start(name)
-                importer.run(name)
-        except OSError as error:
-            return _complain(f"cannot read {name}: {error.strerror}", FAILED)
+                with _refusing(f"read {name}"):
+                    progress.start(name)
+                    importer.run(name)
         finally:
             progress.end()
             report = importer.report
             for fault in report.faults:
-                print(fault, file=sys.stderr)
+                _tell(fault)
             if (more := report.skipped - len(report.faults)) > 0:
-                print(f"... and {more} more bad lines", file=sys.stderr)
+                _tell(f"... and {more} more bad lines")
             _print_json({"counted": report.counted, "replayed": report.replayed, "skipped": report.skipped})
     return OK
 
@@ -280,55 +323,47 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
     with _reading(settings) as store:
         if options.output == "-":
             export(store, sys.stdout.buffer, options.format)
-            sys.stdout.buffer.flush()
             return OK
-        try:
-            with open(options.output, "wb") as file:
-                export(store, file, options.format)
-        except OSError as error:
-            return _complain(f"cannot write {options.output}: {error.strerror}", FAILED)
+        with _refusing(f"write {options.output}"), replacing(Path(options.output)) as file:
+            export(store, file, options.format)
     return OK
 
 
 def _check(options: argparse.Namespace, settings: Settings) -> int:
     name = options.file or settings.store
-    try:
+    with _refusing(f"check {name}"):
         if options.file is not None:
             health = check_file(Path(name), name)
         else:
             with _progress(Path(name, DATA_FILE)) as progress:
                 health = check(Path(name), progress)
-    except OSError as error:
-        return _complain(f"cannot check {name}: {error.strerror}", FAILED)
     _print_json(health)
     if not health.damages:
         return OK
-    return _complain(f"{name} is damaged: keep it as it is, and make a store of a sound backup with `scoremean restore`", DAMAGED)
+    return _complain(f"{name} is damaged: keep it as it is, and make a store of a backup with `scoremean restore`", DAMAGED)
 
 
 def _backup(options: argparse.Namespace, settings: Settings) -> int:
     store, output = Path(settings.store), sys.stdout.buffer
     if options.output == "-" and output.isatty():
         raise SettingError("a backup is not for a terminal: give it a file with --output, or send it on with a pipe")
-    try:
-        with _progress(store / DATA_FILE) as progress:
-            if options.output == "-":
-                stream(store, output, progress)
-                return OK
-            stats = backup(store, Path(options.output), progress)
-    except OSError as error:
-        return _complain(f"cannot write {options.output}: {error.strerror}", FAILED)
+    with _refusing(f"write {options.output}"), _progress(store / DATA_FILE) as progress:
+        if options.output == "-":
+            stream(store, output, progress)
+            return OK
+        stats = backup(store, Path(options.output), progress)
     _print_json(stats)
     return OK
 
 
 def _restore(options: argparse.Namespace, settings: Settings) -> int:
     name, piped = options.file, options.file == "-"
-    try:
-        with _progress(Path(name)) as progress, open(0 if piped else name, "rb", closefd=not piped) as file:
-            stats = restore(file, name, Path(settings.store), progress)
-    except OSError as error:
-        return _complain(f"cannot restore {name} to {settings.store}: {error.strerror}", FAILED)
+    with (
+        _refusing(f"restore {name} to {settings.store}"),
+        _progress(Path(name)) as progress,
+        open(0 if piped else name, "rb", closefd=not piped) as file,
+    ):
+        stats = restore(file, name, Path(settings.store), progress)
     _print_json(stats)
     return OK
 
@@ -364,12 +399,12 @@ class ProgressBar:
         if self._size_bytes:
             done = bytes_read / self._size_bytes
             line = f"[{'#' * int(done * 20):20}] {done:4.0%}  {line}, {seconds / max(done, 1e-9) - seconds:.0f} s left"
-        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+        _tell(f"\r{line}\x1b[K", end="")
 
     def end(self) -> None:
         """Leave the line."""
         if self._shown:
-            print(file=sys.stderr)
+            _tell("")
 
 
 @contextmanager
@@ -382,6 +417,60 @@ def _progress(path: Path) -> Iterator[Callable[[int], None]]:
         yield progress.show
     finally:
         progress.end()
+
+
+def _require_streams() -> None:
+    """Put something in place of each standard stream that is closed: messages go nowhere, data can be neither read nor written.
+
+    Data is UTF-8, whatever the locale; names of files are printed as they are.
+    """
+    for name, flags, mode in (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, flags)
+            os.set_inheritable(descriptor, True)  # as the others are, for workers
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def _flush(file: TextIO) -> None:
+    """Raise OSError if what was written goes nowhere. Then `file` is closed, or Python would try again at its exit."""
+    try:
+        if not file.closed:
+            file.flush()
+    except OSError:
+        with suppress(OSError):
+            file.close()
+        raise
+
+
+@contextmanager
+def _refusing(doing: str) -> Iterator[None]:
+    """Make a sentence of an error of the operating system."""
+    try:
+        yield
+    except OSError as error:
+        raise ScoremeanError(f"cannot {doing}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait until this is left."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    caught: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        for number in caught[:1]:
+            signal.raise_signal(number)
 
 
 def _reading(settings: Settings) -> Store:
@@ -402,5 +491,11 @@ def _print_json(value: object) -> None:
 
 
 def _complain(error: object, code: int) -> int:
-    print(f"scoremean: {error}", file=sys.stderr)
+    _tell(f"scoremean: {error}")
     return code
+
+
+def _tell(message: str, end: str = "\n") -> None:
+    """Print a message; that nobody can read it is no reason to stop."""
+    with suppress(OSError):
+        print(cut(message, MESSAGE_MAX_CHARACTERS), end=end, file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ import functools
 import itertools
 import random
 import re
+import socket
 import ssl
 from asyncio import sleep
 from collections import deque
@@ -32,6 +33,7 @@ import msgspec
 from yarl import URL
 
 from scoremean.errors import (
+    BodyTooLarge,
     Fault,
     InvalidScore,
     RequestError,
@@ -46,6 +48,7 @@ from scoremean.validation import JSON, MSGPACK
 
 CONNECTIONS_MAX = 64
 BACKOFF_MAX_SECONDS = 10.0
+REACH_MAX_SECONDS = 10.0
 QUERY_MAX_UUIDS = 10_000
 _REASON_MAX_CHARACTERS = 300
 
@@ -83,6 +86,9 @@ class Client:
         tls: how an https service is verified, and with which certificate this client shows itself; the default is that of
             `ssl.create_default_context()`.
 
+    Attributes:
+        batch_scores: as given; it may be changed.
+
     Every method raises Unavailable when the last attempt got no answer, SettingError at once where sending again cannot help,
     as with a certificate that is not trusted, and otherwise the error that the service answered.
 
@@ -116,7 +122,7 @@ class Client:
         self._backoff_seconds = backoff_seconds
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._with_ids = with_ids
-        self._batch_scores = batch_scores
+        self.batch_scores = batch_scores
         self._concurrency = concurrency
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._tls = tls
@@ -168,9 +174,9 @@ class Client:
                 that batch was counted; batches before it were, and those that were under way with it may be.
         """
         under_way: deque[asyncio.Task[list[Mean | RequestError]]] = deque()
-        starts = itertools.count(0, self._batch_scores)
+        starts = itertools.count(0, self.batch_scores)
         try:
-            async for batch in _batches(scores, self._batch_scores):
+            async for batch in _batches(scores, self.batch_scores):
                 if len(under_way) == self._concurrency:
                     for result in await under_way.popleft():
                         yield result
@@ -395,9 +401,9 @@ class SyncClient:
     def post_many(self, scores: Iterable[Score], *, skip: bool = False) -> Iterator[Mean | RequestError]:
         """Count many scores as Client.post_many does. `scores` is read by the thread that takes the results."""
         under_way: deque[Future[list[Mean | RequestError]]] = deque()
-        starts = itertools.count(0, self._client._batch_scores)
+        starts = itertools.count(0, self._client.batch_scores)
         try:
-            for batch in _chunks(scores, self._client._batch_scores):
+            for batch in _chunks(scores, self._client.batch_scores):
                 if len(under_way) == self._client._concurrency:
                     yield from self._wait(under_way.popleft())
                 under_way.append(self._begin(self._client._post_batch(batch, next(starts), skip)))
@@ -433,11 +439,31 @@ class Served(SyncClient):
     """A running service, as far as an Importer needs a Store. A score that was counted before looks like any other here."""
 
     def __init__(self, url: str, token: str | None = None):
+        _require_answer(url)
         super().__init__(url, token=token)  # pylint: disable=unexpected-keyword-arg  # it does not read types
 
     def commit(self, scores: Sequence[Score]) -> list[Mean | RequestError]:
         """Return one result a score, once all are durable; sent again, with the same ids, until they are answered."""
-        return list(self.post_many(scores, skip=True))
+        results: list[Mean | RequestError] = []
+        while len(results) < len(scores):
+            try:
+                # With their ids, those that were under way when a batch was refused are counted once all the same.
+                for result in self.post_many(scores[len(results) :], skip=True):
+                    results.append(result)
+            except BodyTooLarge as error:
+                if self._client.batch_scores == 1:
+                    results.append(error)  # that of the first one without a result
+                self._client.batch_scores = -(-self._client.batch_scores // 2)
+        return results
+
+
+def _require_answer(url: str) -> None:
+    """Raise Unavailable where nothing listens: only what was there once is waited for."""
+    try:
+        address = URL(url)
+        socket.create_connection((address.host, address.port), REACH_MAX_SECONDS).close()
+    except (OSError, ValueError) as error:  # what is no name or port is a ValueError
+        raise Unavailable(f"nothing answers at {url}: {error}") from error
 
 
 def _kinds(base: type[ScoremeanError]) -> Iterator[tuple[str, type[ScoremeanError]]]:
@@ -449,7 +475,7 @@ def _kinds(base: type[ScoremeanError]) -> Iterator[tuple[str, type[ScoremeanErro
 
 
 _KINDS = dict(_kinds(ScoremeanError))
-_BY_STATUS: dict[int, type[ScoremeanError]] = {408: RequestTimeout, 503: Unavailable}
+_BY_STATUS: dict[int, type[ScoremeanError]] = {408: RequestTimeout, 413: BodyTooLarge, 503: Unavailable}
 
 
 class _Problem(msgspec.Struct):

@@ -6,18 +6,20 @@ missing from the memory map (SIGBUS). So LMDB reads a file here only in one of t
 - in a process of its own, which copies a store and whose death is an answer (`_copy`);
 - in this process, after `lmdb.verify`, which trusts nothing and maps nothing, has walked every page (`check_file`).
 
-What is written gets its name last, once it is durable, and never takes the place of anything.
+What is written gets its name last, once it is durable; a backup and a restored store never take the place of anything.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -229,17 +231,35 @@ def _opened(path: Path, name: str) -> Iterator[LmdbStore]:
             yield store
 
 
+def replacing(path: Path) -> AbstractContextManager[IO[bytes]]:
+    """Return what gives a file that takes the place of the one at `path` once it is whole and durable, or else is gone.
+
+    A link leads to the file that is replaced. What is no file, such as a pipe or /dev/stdout, is written as it stands.
+    """
+    target, directory = Path(os.path.realpath(path)), path.parent.resolve()
+    if target.exists() and not target.is_file() or directory == Path("/dev") or directory.is_relative_to("/proc"):
+        return open(path, "ab")
+    return _part(target, replace=True)
+
+
 @contextmanager
-def _part(target: Path) -> Iterator[IO[bytes]]:
-    """Give a new file, for its owner's eyes only, that is called `target` once it is whole and durable; or else is gone."""
-    part = target.with_name(target.name + ".part")
-    _require_nothing_at(target)
-    _require_nothing_at(part)
-    with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+def _part(target: Path, *, replace: bool = False) -> Iterator[IO[bytes]]:
+    """Give a new file that is called `target` once it is whole and durable; or else is gone.
+
+    Unless it is to replace what is there, it is for its owner's eyes only, and nothing may be there.
+    """
+    part = target.with_name(f"{target.name}{f'.{secrets.token_hex(4)}' if replace else ''}.part")
+    for path in (part,) if replace else (target, part):
+        _require_nothing_at(path)
+    with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if replace else 0o600)) as file:
         try:
+            if replace and target.exists():
+                shutil.copymode(target, part)
             yield file
+            file.flush()
             os.fsync(file.fileno())
-            _require_nothing_at(target)
+            if not replace:
+                _require_nothing_at(target)
             os.rename(part, target)
         except BaseException:
             part.unlink()

@@ -206,12 +206,13 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 
 def _parse(setting: Setting, text: str, source: str) -> int | str:
     try:
+        text.encode()
         return msgspec.convert(text if setting.minimum is None else int(text), setting.type)
-    except ValueError:  # of int() and of msgspec
+    except ValueError:  # of each of these
         if choices := get_args(get_args(setting.type)[0]):
             raise SettingError(f"{source} must be one of {', '.join(choices)}; it is {text!r}") from None
         if setting.minimum is None:
-            raise SettingError(f"{source} must not be empty") from None
+            raise SettingError(f"{source} must not be empty, and must be UTF-8") from None
         raise SettingError(
             f"{source} must be an integer from {setting.minimum} to {setting.maximum}; it is {text!r}"
         ) from None

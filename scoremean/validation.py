@@ -117,10 +117,12 @@ class ScoreDecoder:
         batch_max_scores: the most scores in one request.
 
     Attributes:
+        score_min, score_max: as given.
         type: of which msgspec decodes every score. It is Score with the range of this service.
     """
 
     def __init__(self, score_min: int, score_max: int, batch_max_scores: int):
+        self.score_min, self.score_max = score_min, score_max
         bounded = Annotated[int, msgspec.Meta(ge=score_min, le=score_max)]
         # On the wire an id is a string or left out: a null would look like an id and protect from nothing.
         fields = [("score", bounded), ("id", str, None)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -215,3 +218,120 @@ def test_the_library_alone_needs_no_server(tmp_path):
     assert done.stdout == "False\n"
     with open_store(tmp_path) as store:
         assert store.commit([Score("a", 5)])[0].mean == 5.0
+
+
+# However a command ends, it ends without a traceback.
+
+FILE = '{"UUID":"b","score":1}\n'
+PRINTING = ["get a1-b1", "stats", "check", "export", "export --format csv", "import {file}", "openapi", "--version", "get -h"]
+
+
+def run(filled: Path, verb: str, shell: str = "", *, unbuffered: bool = False) -> tuple[int, str, str]:
+    """Run a verb on the store in a shell, with what `shell` puts behind it; return its exit code and what was printed."""
+    (filled.parent / "file").write_text(FILE)
+    words = verb.format(file=filled.parent / "file")
+    store = "" if words.startswith("-") or words.startswith("openapi") else f"--store {filled}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m scoremean {words} {store} {shell}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        env=environment | ({"PYTHONUNBUFFERED": "1"} if unbuffered else {}),
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("verb", PRINTING)
+def test_a_full_standard_output_is_said(filled, verb):
+    """Nothing that was to be printed is lost without a word."""
+    assert run(filled, verb, ">/dev/full") == (1, "", "scoremean: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("verb", PRINTING)
+def test_a_reader_that_goes_away_is_no_error(filled, verb):
+    """The command ends as others do by SIGPIPE."""
+    assert run(filled, verb, "| exec 0<&-") == (141, "", "")
+
+
+@pytest.mark.parametrize("verb", ["export", "get a1-b1"])
+@pytest.mark.parametrize(("shell", "code"), [(">/dev/full", 1), ("| exec 0<&-", 141)])
+def test_output_that_is_not_gathered_ends_no_other_way(filled, verb, shell, code):
+    """PYTHONUNBUFFERED is set in many containers."""
+    found = run(filled, verb, shell, unbuffered=True)
+    assert (found[0], "Traceback" in found[2]) == (code, False)
+
+
+@pytest.mark.parametrize(
+    ("verb", "shell", "expected"),
+    [
+        ("import -", "<&-", (1, '{"counted":0,"replayed":0,"skipped":0}\n', "scoremean: cannot read -: Bad file descriptor\n")),
+        ("import {file}", ">&-", (1, "", "scoremean: standard output: Bad file descriptor\n")),
+        ("get a1-b1", ">&-", (1, "", "scoremean: standard output: Bad file descriptor\n")),
+        ("export", ">&- 2>&-", (1, "", "")),
+        ("get nobody", "2>&-", (1, "", "")),
+        ("get nobody", "2>/dev/full", (1, "", "")),
+        ("get", "2>/dev/full", (2, "", "")),
+        ("import {file}", "<&- 2>&-", (0, '{"counted":1,"replayed":0,"skipped":0}\n', "")),
+        ("stats", "<&- 2>&- | wc -l", (0, "1\n", "")),
+    ],
+)
+def test_standard_streams_that_are_closed(filled, verb, shell, expected):
+    """Messages without a reader stop nothing; data that cannot be read or written is an error."""
+    assert run(filled, verb, shell) == expected
+
+
+@pytest.mark.parametrize("shell", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_serve_needs_no_streams(tmp_path, shell):
+    """It serves, and stops as it should."""
+    unix = tmp_path / "socket"
+    code = (
+        "import os, signal, sys, threading\nfrom scoremean import cli\n"
+        "cli.notify = lambda _: threading.Timer(0, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        f"sys.exit(cli.main(['serve', '--store', '{tmp_path}/store', '--unix-socket', '{unix}']))"
+    )
+    done = subprocess.run(["bash", "-c", f'exec "$0" -c "$1" {shell}', sys.executable, code], check=False, timeout=60)
+    assert done.returncode == 0
+    assert scoremean.open_store(tmp_path / "store", readonly=True).close() is None
+
+
+def test_an_interrupt_says_what_was_counted(tmp_path):
+    """Also while the file is read; exit code 130, and no traceback."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text(FILE)
+    command = [sys.executable, "-m", "scoremean", "import", tmp_path / "file", tmp_path / "pipe", "--store", tmp_path / "store"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with (tmp_path / "pipe").open("w") as pipe:  # once it is read
+            pipe.write(FILE)
+            pipe.flush()
+            process.send_signal(signal.SIGINT)
+        # Only now: a signal right before a read is seen after it.
+        output = process.communicate(timeout=60)
+    assert (process.returncode, *output) == (130, '{"counted":1,"replayed":0,"skipped":0}\n', "")
+
+
+@pytest.mark.parametrize("arguments", [["get", "a"], ["stats", "--store"], ["serve", "--port"], ["openapi", "--score-max"]])
+def test_a_message_is_less_than_a_screen(capsys, arguments):
+    """Also when a shell made arguments of the words of a file."""
+    try:
+        code = cli.main([*arguments, "x" * 10_000])
+    except SystemExit as error:
+        code = error.code
+    assert code in (2, 3) and len(capsys.readouterr().err) < 1500
+
+
+def test_data_is_utf_8_whatever_the_locale(tmp_path):
+    """And a name that is not UTF-8 is no reason for a traceback."""
+    with open_store(tmp_path) as store:
+        store.commit([Score("é\u2028", 5)])
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+
+    def ended(*arguments: object) -> tuple[int, bytes, bytes]:
+        command = [sys.executable, "-m", "scoremean", *arguments]
+        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    assert ended("get", "é\u2028", "--store", tmp_path)[1].startswith('{"UUID":"é\u2028","mean":5.0'.encode())
+    missing = b"scoremean: cannot read \\udcff: No such file or directory\n"
+    assert ended("import", b"\xff", "--store", tmp_path)[::2] == (1, missing)
+    assert ended("stats", "--store", b"\xff")[::2] == (2, b"scoremean: --store must not be empty, and must be UTF-8\n")

@@ -340,6 +340,13 @@ async def test_every_error_is_raised_as_itself(scripted, kind):
     assert getattr(error, "faults", ()) == getattr(sample(kind), "faults", ())
 
 
+async def test_a_proxy_that_finds_a_body_too_large(scripted):
+    """It says 413 as the service would, in words of its own."""
+    async with Client(await scripted(Script(web.Response(status=413, body=b"<html>")))) as scoremean:
+        with pytest.raises(errors.BodyTooLarge, match="not from scoremean"):
+            await scoremean.post(Score("a", 5))
+
+
 MEAN = web.Response(body=b'{"UUID":"a","mean":5.0}')
 
 

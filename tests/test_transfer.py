@@ -7,17 +7,26 @@ import csv
 import gzip
 import importlib
 import io
+import itertools
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 
 import pytest
 from aiohttp import ClientSession
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from scoremean import Tally, cli, open_store
+from scoremean import Tally, cli, open_store, transfer
+from scoremean.errors import ImportStopped
+from scoremean.model import Add
 from scoremean.store.lmdb import LmdbStore
+from scoremean.validation import ScoreDecoder
 from tests.support import Server, assert_sound, post, require_library
 
 LINES = b'{"UUID":"a","score":5}\n\n{"UUID":"b","score":1,"id":"own"}\r\n{"UUID":"a","score":3}'
@@ -77,14 +86,44 @@ def test_a_file_goes_through_a_running_service(run, tmp_path):
     assert (code, "--url takes scores with ids" in messages) == (2, True)
 
 
+@pytest.mark.parametrize("limit", [["--batch-max-scores", "3"], ["--body-max-bytes", "300"]])
+def test_a_service_may_take_small_batches(run, tmp_path, limit):
+    """Each score counts once, also those that were under way beside a batch that was too large."""
+    (tmp_path / "file").write_bytes(b"".join(b'{"UUID":"u%d","score":5}\n' % (number % 7) for number in range(500)))
+    with Server(tmp_path / "served", *limit) as server:
+        for _ in range(2):
+            report = run("import", tmp_path / "file", "--url", server.url)[1]
+            assert report == {"counted": 500, "replayed": 0, "skipped": 0}
+        assert sum(tally.count for _, tally in contents(tmp_path / "served")) == 500
+
+
+def test_a_score_that_is_too_large_for_a_service_is_a_bad_line(run, tmp_path):
+    """And the only one."""
+    lines = [b'{"UUID":"a","score":5}', b'{"UUID":"%s","score":5}' % (b"b" * 256), b'{"UUID":"a","score":3}']
+    (tmp_path / "file").write_bytes(b"\n".join(lines))
+    with Server(tmp_path / "served", "--body-max-bytes", "120") as server:
+        code, report, messages = run("import", tmp_path / "file", "--url", server.url, "--on-error", "skip")
+        assert (code, report) == (0, {"counted": 2, "replayed": 0, "skipped": 1})
+        assert messages == f"{tmp_path}/file:2: the body is longer than body_max_bytes, 120 bytes\n"
+        assert contents(tmp_path / "served") == [("a", Tally(8, 2))]
+
+
+def test_a_service_that_is_not_there_is_not_waited_for(run, tmp_path, unused_tcp_port):
+    """Nothing is tried ten times, and nothing is read before."""
+    for address in (f"127.0.0.1:{unused_tcp_port}", "127.0.0.1:99999", f"{'a' * 70}.example"):
+        code, report, messages = run("import", tmp_path / "none", "--url", f"http://{address}")
+        assert (code, report) == (1, None)
+        assert messages.startswith(f"scoremean: nothing answers at http://{address}: ") and messages.count("\n") == 1
+
+
 def test_a_second_run_with_other_settings_is_refused(run, tmp_path):
     """When its sums would differ: nothing is counted twice, and the UUID is named."""
-    (tmp_path / "file").write_bytes(b'{"UUID":"a","score":5}\n{"UUID":"a","score":6}\n{"UUID":"b","score":1}\n')
-    assert run("import", tmp_path / "file", "--on-error", "skip")[1] == {"counted": 2, "replayed": 0, "skipped": 1}
-    code, report, messages = run("import", tmp_path / "file", "--on-error", "skip", "--score-max", "6")
+    (tmp_path / "file").write_text("UUID,score,other\na,5,3\na,5,4\nb,1,1\n")
+    assert run("import", tmp_path / "file", "--on-error", "skip")[1] == {"counted": 3, "replayed": 0, "skipped": 0}
+    code, report, messages = run("import", tmp_path / "file", "--on-error", "skip", "--score-column", "other")
     assert (code, report) == (0, {"counted": 0, "replayed": 1, "skipped": 2})
     assert "file:the scores of a: the id " in messages
-    assert contents(tmp_path / "store") == [("a", Tally(5, 1)), ("b", Tally(1, 1))]
+    assert contents(tmp_path / "store") == [("a", Tally(10, 2)), ("b", Tally(1, 1))]
 
 
 @pytest.mark.parametrize("options", [[], ["--no-ids"]])
@@ -115,7 +154,7 @@ def test_standard_input(tmp_path):
     assert contents(tmp_path) == EXPECTED
 
 
-@pytest.mark.parametrize("data", [b'{"inspector":7,"points":5,"x":1}\n', b"x,points,inspector\n1,5,7\n"])
+@pytest.mark.parametrize("data", [b'{"inspector":"7","points":5,"x":1}\n', b"x,points,inspector\n1,5,7\n"])
 def test_columns_may_have_other_names(run, tmp_path, data):
     """Others are ignored then; a UUID that looks like a number is text."""
     (tmp_path / "file").write_bytes(data)
@@ -162,7 +201,7 @@ def test_an_id_that_is_used_for_another_score_is_a_bad_line(run, tmp_path):
     [
         (b"a,b\n1,2\n", "lacks the column UUID; it has ['a', 'b']"),
         (b"UUID,score\n\xff,1\n", "not UTF-8"),
-        (b"UUID,score\na\n", "the member score is missing"),
+        (b"UUID,score\na\n", "file:2: the line has 1 cells, and the header 2"),
         (b"UUID,score\na,%s\n" % (b"9" * 5000), "score must be an integer"),
     ],
 )
@@ -241,12 +280,44 @@ def test_exports_are_merged_exactly_and_once(run, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"UUID":"a","sum":1}', b'{"UUID":"","sum":1,"count":1}', b'{"UUID":"a","sum":1,"count":0}', b"{"]
+    "line",
+    [
+        b'{"UUID":"a","sum":1}',
+        b'{"UUID":"","sum":1,"count":1}',
+        b'{"UUID":"a","sum":1,"count":0}',
+        b"{",
+        b'{"UUID":"a","sum":true,"count":true}',
+        b'{"UUID":"a","sum":0,"count":false}',
+        b'{"UUID":"a","sum":1.0,"count":1}',
+        b'{"UUID":"a","sum":"1","count":1}',
+        b'{"UUID":7,"sum":1,"count":1}',
+        b'{"UUID":"a","sum":6,"count":1}',
+        b'{"UUID":"a","sum":-1,"count":1}',
+        b'{"UUID":"a","sum":1,"count":-1}',
+        b'{"UUID":"a","sum":0,"count":2000000000000}',
+        b'{"UUID":"a","sum":1,"count":1,"count":2}',
+        b'{"UUID":"a","sum":5,"count":1}\n[1,2]',
+        b"UUID,sum,count\na,1.0,1",
+        b"UUID,sum,count\na,True,1",
+        b"UUID,sum,count\na,1,+1",
+        b"UUID,sum,count\na,1,",
+    ],
 )
 def test_what_is_no_tally_is_a_bad_line(run, tmp_path, line):
-    """Missing members, an invalid UUID, no scores."""
+    """Missing members, an invalid UUID, what is no integer, no scores, and what scores in the range cannot add up to."""
     (tmp_path / "file").write_bytes(line)
-    assert run("import", "--tallies", tmp_path / "file")[:2] == (1, {"counted": 0, "replayed": 0, "skipped": 1})
+    code, report, messages = run("import", "--tallies", tmp_path / "file")
+    assert (code, report["counted"], "Traceback" in messages) == (1, 0, False)
+    assert f"file:{1 + line.count(10)}: " in messages
+    assert not contents(tmp_path / "store")
+
+
+def test_a_bad_tally_far_behind_stops_the_whole_file(run, tmp_path, monkeypatch):
+    """Without ids too, for it is mended and imported again."""
+    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 100)
+    (tmp_path / "file").write_bytes(b'{"UUID":"a","sum":5,"count":1}\n' * 100 + b"{")
+    assert run("import", "--tallies", "--no-ids", tmp_path / "file")[1] == {"counted": 0, "replayed": 0, "skipped": 1}
+    assert not contents(tmp_path / "store")
 
 
 def test_many_uuids_are_committed_in_between(run, tmp_path, monkeypatch):
@@ -316,3 +387,469 @@ def test_a_large_file_imported_twice_and_killed_in_between(run, many_scores, tmp
     run("import", "--tallies", tmp_path / "first", store="store-2")
     run("export", "--output", tmp_path / "second", store="store-2")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+# What is text stays text.
+
+
+NUMBERLIKE = ["7", "007", "-0", "+5", "5.0", " 5", "5 ", "٥", "1e3", "1_000", "NaN"]
+
+
+@pytest.mark.parametrize("uuid", [*NUMBERLIKE, "a\u2028b", "\ufeffa", 'a"b', "=1+1"])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_uuid_and_an_id_are_text(run, tmp_path, uuid, quoted):
+    """Byte for byte, also where a spreadsheet would see a number, or another program the end of a line."""
+    doubled = uuid.replace('"', '""')
+    cell = f'"{doubled}"' if quoted else uuid
+    (tmp_path / "file").write_text(f"id,UUID,score\n{cell},{cell},5\n{cell},{cell},5\nx{cell[1:-1]},x,1\n", newline="")
+    assert run("import", tmp_path / "file")[:2] == (0, {"counted": 2, "replayed": 1, "skipped": 0})
+    assert contents(tmp_path / "store") == sorted([(uuid, Tally(5, 1)), ("x", Tally(1, 1))])
+
+
+@pytest.mark.parametrize("score", ["+5", "5.0", " 5", "5 ", "٥", "1e0", "1_0", "", "0x1", "true", "9" * 5000, "−1", '"5\n"'])
+def test_a_score_in_a_cell_is_an_integer_in_ascii(run, tmp_path, score):
+    """Nothing else that Python would parse as one."""
+    (tmp_path / "file").write_text(f"UUID,score\nb,-0\na,{score}\n", newline="")
+    code, report, messages = run("import", tmp_path / "file", "--on-error", "skip")
+    assert (code, report) == (0, {"counted": 1, "replayed": 0, "skipped": 1})
+    assert f"{tmp_path}/file:3: score must be an integer from 0 to 5, not" in messages
+    assert contents(tmp_path / "store") == [("b", Tally(0, 1))]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"UUID":7,"score":5}',
+        b'{"UUID":"a","score":5,"id":12}',
+        b'{"UUID":"a","score":4,"score":5}',
+        b'{"UUID":"a","UUID":"b","score":5,"id":"i"}',
+        b'{"UUID":"a","score":5}{"UUID":"b","score":5}',
+        b'{"UUID":"a","score":5} {"UUID":"b","score":5,"id":"i"}',
+        b'{"UUID":"a","score":5}\r{"UUID":"b","score":5}',
+        b'\xef\xbb\xbf{"UUID":"a","score":5}',
+        b'{"UUID":"\xff","score":5}',
+        b"\x0b",
+        b"NaN",
+        b"[" * 5000,
+        b'{"UUID":"a","score":%s}' % (b"9" * 5000),
+        b'["UUID"]',
+    ],
+)
+@pytest.mark.parametrize("other_names", [False, True])
+def test_a_line_of_ndjson_is_one_object(run, tmp_path, bad, other_names):
+    """With each member once; a text is a string. One that is at fault costs itself alone, and the next has the right number."""
+    data = b'{"UUID":"z","score":1}\n%s\n{"UUID":"z","score":2}\n[]\n' % bad
+    flags = []
+    if other_names:
+        data, flags = data.replace(b'"UUID"', b'"user"'), ["--uuid-column", "user", "--id-column", "id"]
+    (tmp_path / "file").write_bytes(data)
+    code, report, messages = run("import", tmp_path / "file", "--on-error", "skip", *flags)
+    assert (code, report) == (0, {"counted": 2, "replayed": 0, "skipped": 2})
+    assert [line.partition(": ")[0] for line in messages.splitlines()] == [f"{tmp_path}/file:2", f"{tmp_path}/file:4"]
+    assert contents(tmp_path / "store") == [("z", Tally(3, 2))]
+
+
+def test_an_object_over_lines_is_none(run, tmp_path):
+    """Though it could be read; so what a line is does not depend on the lines around it."""
+    (tmp_path / "file").write_bytes(b'{"UUID":"a",\n"score":5}\n{"UUID":"a","score":5}\n')
+    assert run("import", tmp_path / "file", "--on-error", "skip")[1] == {"counted": 1, "replayed": 0, "skipped": 2}
+
+
+@pytest.mark.parametrize("line", [b'a,5,"x\ny\n"', b"a,5,", b'"a",5,x', b"a,5,\xe2\x80\xa8", b"a,5,x\r"])
+@pytest.mark.parametrize(
+    "bad", [b"a,4,5,6", b"a,5", b"a", b'"a"b,5,', b'a,5,"b"c', b"a,5,\xff", b"\xff,5,", b"a\rb,5,", b"\0,5,", b",5,"]
+)
+def test_a_line_of_csv_has_the_cells_of_its_header(run, tmp_path, line, bad):
+    """Not more and not fewer; and the number in a message is that of the line where the row begins."""
+    (tmp_path / "file").write_bytes(b"UUID,score,comment\n%s\n\n%s\nb,1,c\n" % (line, bad))
+    code, report, messages = run("import", tmp_path / "file", "--on-error", "skip")
+    assert (code, report) == (0, {"counted": 2, "replayed": 0, "skipped": 1})
+    assert messages.startswith(f"{tmp_path}/file:{4 + line.count(10)}: ") and messages.count("\n") == 1
+    assert contents(tmp_path / "store") == [("a", Tally(5, 1)), ("b", Tally(1, 1))]
+    assert run("import", tmp_path / "file")[0] == 1
+
+
+def test_an_empty_cell_is_no_id_and_no_uuid(run, tmp_path):
+    """Two scores without an id are two."""
+    (tmp_path / "file").write_bytes(b"UUID,score,id\na,5,\na,5,\n,5,\n")
+    assert run("import", tmp_path / "file", "--on-error", "skip")[1] == {"counted": 2, "replayed": 0, "skipped": 1}
+
+
+@pytest.mark.parametrize(
+    ("header", "flags", "score"),
+    [
+        ("id,score", ["--uuid-column", "id"], "score"),
+        ("UUID,id", ["--score-column", "id"], "id"),
+        ("user,score,id", ["--uuid-column", "user"], "score"),
+    ],
+)
+def test_a_column_is_an_id_only_where_it_is_named_as_one(run, tmp_path, header, flags, score):
+    """Neither one that is the UUID or the score, nor one beside columns with names of their own; in NDJSON likewise."""
+    row = {name: "a" for name in header.split(",")} | {score: 5}
+    (tmp_path / "csv").write_text(header + f"\n{','.join(map(str, row.values()))}" * 3)
+    (tmp_path / "ndjson").write_text((json.dumps(row) + "\n") * 3)
+    for name in ("csv", "ndjson"):
+        assert run("import", tmp_path / name, *flags)[1] == {"counted": 3, "replayed": 0, "skipped": 0}
+
+
+def test_a_column_that_is_named_as_the_id_is_one(run, tmp_path):
+    """Beside others that are named or not, in a file of either kind."""
+    (tmp_path / "csv").write_text("user,score,key\na,5,1\na,5,1\n")
+    (tmp_path / "ndjson").write_text('{"UUID":"a","score":5,"key":"2","x":1}\n' * 2)
+    assert run("import", tmp_path / "csv", "--uuid-column", "user", "--id-column", "key")[1]["counted"] == 1
+    assert run("import", tmp_path / "ndjson", "--id-column", "key")[1]["counted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--uuid-column", "score"], 2, "two of them were given one name"),
+        (["--id-column", "UUID"], 2, "two of them were given one name"),
+        (["--tallies", "--uuid-column", "x"], 2, "with --tallies no column can be named"),
+        (["--id-column", "id"], 1, "lacks the column id; it has ['UUID', 'score', 'x', 'x']"),
+        (["--uuid-column", "x"], 1, "file:1: the header has more than one column x"),
+        ([], 0, ""),
+    ],
+)
+def test_columns_that_do_not_fit(run, tmp_path, flags, code, message):
+    """Two with one name are a fault of the header, if they are read."""
+    (tmp_path / "file").write_bytes(b"UUID,score,x,x\na,5,b,c\n")
+    found = run("import", tmp_path / "file", *flags)
+    assert (found[0], message in found[2]) == (code, True)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\n\n \r\n", b"UUID,score", b"\xef\xbb\xbf", b"\n\r\nUUID,score\n\n", gzip.compress(b"")]
+)
+def test_a_file_without_scores(run, tmp_path, data):
+    """Is no fault."""
+    (tmp_path / "file").write_bytes(data)
+    assert run("import", tmp_path / "file")[:2] == (0, {"counted": 0, "replayed": 0, "skipped": 0})
+
+
+@pytest.mark.parametrize("data", [b'"UUID",score\na,5', b'{"UUID":"a","score":5}', b'\n{"UUID":"a","score":5}'])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_byte_order_mark_counts_at_the_start_alone(run, tmp_path, data, pack):
+    """In NDJSON too; a second one is text."""
+    (tmp_path / "file").write_bytes(pack(b"\xef\xbb\xbf" + data))
+    assert run("import", tmp_path / "file")[1] == {"counted": 1, "replayed": 0, "skipped": 0}
+    (tmp_path / "file").write_bytes(pack(b"\xef\xbb\xbf\xef\xbb\xbf" + data))
+    assert run("import", tmp_path / "file")[:1] == (1,)
+
+
+# What is at fault as a whole: nothing of it is counted, and that is said in a sentence.
+
+PACKED = gzip.compress(b"UUID,score\na,5\nb,4\n" * 2)
+
+
+@pytest.mark.parametrize("flags", [[], ["--on-error", "skip"], ["--no-ids", "--on-error", "skip"]])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (PACKED[:-1], "is gzip that is damaged or cut off"),
+        (PACKED[:12], "is gzip that is damaged or cut off"),
+        (PACKED[:2], "is gzip that is damaged or cut off"),
+        (PACKED + b"garbage", "is gzip that is damaged or cut off"),
+        (PACKED[:-5] + b"x" + PACKED[-4:], "is gzip that is damaged or cut off"),
+        (PACKED[:10] + b"\xff" + PACKED[11:], "is gzip that is damaged or cut off"),
+        (gzip.compress(PACKED), "is neither NDJSON nor CSV"),
+        (b"UUID,score\ra,5\rb,4\r", "a carriage return stands alone"),
+        (b'[{"UUID":"a","score":5},\n{"UUID":"a","score":5}]', "is a JSON array"),
+        (b"\n [%s]" % b",".join([b'{"UUID":"a","score":5}'] * 60_000), "is a JSON array"),
+        (b"UUID,score\na,5\n" + b"x" * (3 << 20), "file:3: the line is longer than 1,048,576 bytes"),
+        (b'{"UUID":"a","score":5}\n\n' + b" " * (3 << 20), "file:3: the line is longer than 1,048,576 bytes"),
+        (b"\0" * (3 << 20), "file:1: the line is longer than 1,048,576 bytes"),
+        (b'UUID,score\na,5\nb,"5\n\nc,5\n', "file:3: a quote that opens here is not closed well"),
+        (b'UUID,score,x\na,5,"%s"\nc,5,\n' % (b"y\n" * 100_000), "file:2: a quote that opens here is not closed well"),
+        (b'"UUID,score\na,5\n', "file:1: a quote that opens here is not closed well"),
+        (b"x,%s\n" % (b"y" * 100_000), "lacks the column UUID; it has ['x', 'yyy"),
+        (b"PAR1\xff\xfe\n", "is neither NDJSON nor CSV with a header"),
+        ("UUID,score\na,5\n".encode("utf-16"), "is neither NDJSON nor CSV with a header"),
+    ],
+)
+def test_a_file_that_is_at_fault_as_a_whole(run, tmp_path, data, message, flags):
+    """Is not counted at all, however lines are treated: the mended file would be counted again."""
+    (tmp_path / "file").write_bytes(data)
+    code, report, messages = run("import", tmp_path / "file", *flags)
+    assert (code, report) == (1, {"counted": 0, "replayed": 0, "skipped": 0})
+    assert message in messages and len(messages) < 500 + 3 * len(str(tmp_path)) and messages.count("\n") == 1
+    assert not contents(tmp_path / "store")
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-ids"]])
+def test_nothing_of_a_damaged_gzip_is_counted_however_large(run, tmp_path, monkeypatch, flags):
+    """Also where parts of it would be counted before its end; mended, it counts once."""
+    monkeypatch.setattr("scoremean.transfer.SUMMED_MAX_UUIDS", 10)
+    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 100)
+    data = gzip.compress(b"".join(b'{"UUID":"u%d","score":1}\n' % n for n in range(500)))
+    for damaged in (data[:-1], data[:-9], data + b"x"):
+        (tmp_path / "file").write_bytes(damaged)
+        assert run("import", tmp_path / "file", "--on-error", "skip", *flags)[:2] == (
+            1,
+            {"counted": 0, "replayed": 0, "skipped": 0},
+        )
+    (tmp_path / "file").write_bytes(data)
+    assert run("import", tmp_path / "file", "--on-error", "skip", *flags)[1]["counted"] == 500
+    assert len(contents(tmp_path / "store")) == 500
+
+
+def test_gzip_of_several_members_is_one_file(run, tmp_path):
+    """As `cat` makes it, and zeros behind it, as a tape has them."""
+    (tmp_path / "file").write_bytes(gzip.compress(LINES[:20]) + gzip.compress(LINES[20:]) + bytes(100))
+    assert run("import", tmp_path / "file")[1]["counted"] == 3
+
+
+def test_a_cell_that_is_too_long_is_a_bad_line(run, tmp_path):
+    """Of which the message shows a little, and the others are counted."""
+    (tmp_path / "file").write_bytes(b"UUID,score,x\na,5,%s\n%s,5,\nb,1,\n" % (b"x" * 140_000, b"y" * 1000))
+    code, report, messages = run("import", tmp_path / "file", "--on-error", "skip")
+    assert (code, report) == (0, {"counted": 1, "replayed": 0, "skipped": 2})
+    assert "file:2: the line is not CSV: field larger than field limit" in messages and len(messages) < 1000
+
+
+def test_a_message_shows_little_of_a_line(run, tmp_path):
+    """Of one with a thousand members of thousand characters too."""
+    members = {f"{number}{'m' * 1000}": "v" * 1000 for number in range(900)}
+    (tmp_path / "file").write_text("\n".join([json.dumps(members), json.dumps("v" * 10**6), '{"' + "n" * 10**6]))
+    code, _, messages = run("import", tmp_path / "file")
+    assert code == 1 and len(messages) < 1200 + 4 * len(str(tmp_path))
+
+
+def test_a_line_without_an_end_is_given_up():
+    """After so much of it, and not when memory is full, or after the square of its length."""
+    reads = iter([b"x" * 100_000] * 1000)
+    with pytest.raises(ImportStopped, match="file:1: the line is longer"):
+        list(transfer._pieces("file", reads))  # pylint: disable=protected-access
+    assert len(list(reads)) == 1000 - 11
+
+
+@pytest.mark.parametrize("data", [LINES, gzip.compress(LINES)])
+def test_a_pipe_is_a_file(run, tmp_path, data):
+    """A named one, and what a shell makes of <(...): it is read to its end before it is counted."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+    writer.start()
+    assert run("import", tmp_path / "pipe")[1]["counted"] == 3
+    writer.join()
+    reader, descriptor = os.pipe()
+    os.write(descriptor, data)
+    os.close(descriptor)
+    assert run("import", f"/dev/fd/{reader}")[1]["replayed"] == 3
+    os.close(reader)
+    assert contents(tmp_path / "store") == EXPECTED
+
+
+def append(path) -> None:
+    """Write the rest of a line, and another."""
+    with path.open("ab") as file:
+        file.write(b"0\nb,5")
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-ids"], ["--on-error", "skip"]])
+@pytest.mark.parametrize("change", [append, lambda path: os.truncate(path, 20)])
+def test_a_file_that_is_written_while_it_is_read_is_not_counted(run, tmp_path, monkeypatch, change, flags):
+    """Its last line may be the half of one: 1 of 10. Once nobody writes it, all of it counts once."""
+    (tmp_path / "file").write_bytes(b"UUID,score\na,3\nb,1")
+    os.utime(tmp_path / "file", (1, 1))
+    read = transfer._Source.read  # pylint: disable=protected-access
+
+    def read_and_change(self, size):
+        data = read(self, size)
+        if not changed:
+            changed.append(change(tmp_path / "file"))
+        return data
+
+    changed: list[object] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(transfer._Source, "read", read_and_change)  # pylint: disable=protected-access
+        code, report, messages = run("import", tmp_path / "file", *flags)
+    assert (code, report["counted"], "file was changed while it was read" in messages) == (1, 0, True)
+    assert not contents(tmp_path / "store")
+
+
+def importer(store, **options) -> transfer.Importer:
+    """Return what imports scores from 0 to 5 into `store`."""
+    return transfer.Importer(store, ScoreDecoder(0, 5, sys.maxsize), **options)
+
+
+def test_what_is_appended_while_a_file_is_counted_is_left_out(tmp_path, store):
+    """What is counted is what was looked through, and hashed, before."""
+    path = tmp_path / "file"
+    path.write_bytes(b'{"UUID":"a","score":5}\n')
+    before = path.read_bytes()
+    with path.open("ab", buffering=0) as more:
+        importer(store, progress=lambda *_: more.write(before)).run(str(path))
+    assert store.get(["a"]) == [Tally(5, 1)] and path.read_bytes() == before * 2
+    path.write_bytes(before)
+    again = importer(store)
+    again.run(str(path))
+    assert again.report.replayed == 1 and store.get(["a"]) == [Tally(5, 1)]
+
+
+def test_a_file_that_is_another_when_it_is_counted_is_not(tmp_path, store, monkeypatch):
+    """Its sums, at least, would have the ids of the first one."""
+    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 10_000)
+    path = tmp_path / "file"
+    path.write_bytes(b'{"UUID":"a","score":5}\n' * 5000)
+    changing = importer(store, progress=lambda *_: path.write_bytes(b'{"UUID":"a","score":4}\n' * 5000))
+    with pytest.raises(ImportStopped, match="was changed while it was read"):
+        changing.run(str(path))
+    assert store.get(["a"]) == [None]
+
+
+def test_an_interrupt_while_scores_are_counted_waits_until_they_are_reported(run, tmp_path, monkeypatch):
+    """So that the report says what is in the store."""
+    monkeypatch.setattr("scoremean.transfer.COMMIT_MAX_SCORES", 2)
+    submit, numbers = LmdbStore.submit, itertools.count()
+
+    def submit_and_interrupt(self, batch):
+        if next(numbers) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return submit(self, batch)
+
+    (tmp_path / "file").write_bytes(b"".join(b'{"UUID":"u%d","score":1}\n' % number for number in range(9)))
+    monkeypatch.setattr(LmdbStore, "submit", submit_and_interrupt)
+    assert run("import", tmp_path / "file") == (130, {"counted": 4, "replayed": 0, "skipped": 0}, "")
+    assert len(contents(tmp_path / "store")) == 4
+    assert run("import", tmp_path / "file")[1] == {"counted": 5, "replayed": 4, "skipped": 0}
+
+
+# Every file that an export writes is whole or as it was.
+
+
+def test_an_export_that_fails_leaves_the_file_as_it_was(run, tmp_path, monkeypatch):
+    """With its content and its mode, and nothing beside it."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    out = tmp_path / "exports" / "out.csv"
+    out.parent.mkdir()
+    out.write_text("of yesterday\n")
+    out.chmod(0o640)
+    for error, code in ((OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)):
+
+        def fail(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr("os.fsync", fail)
+            assert run("export", "--output", out)[0] == code
+        assert (out.read_text(), os.listdir(out.parent)) == ("of yesterday\n", ["out.csv"])
+    assert run("export", "--format", "csv", "--output", out)[0] == 0
+    assert out.read_text() == "UUID,sum,count,mean\na,8,2,4.0\nb,1,1,1.0\n"
+    assert (out.stat().st_mode & 0o777, os.listdir(out.parent)) == (0o640, ["out.csv"])
+
+
+def test_an_export_goes_through_links_and_into_pipes(run, tmp_path):
+    """A link stays one, also to a file that is not there yet; what is no file is written as it stands."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    (tmp_path / "link").symlink_to("target")
+    text = '{"UUID":"a","sum":8,"count":2,"mean":4.0}\n{"UUID":"b","sum":1,"count":1,"mean":1.0}\n'
+    for _ in range(2):
+        assert run("export", "--output", tmp_path / "link")[0] == 0
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDWR)
+    assert run("export", "--output", tmp_path / "pipe")[0] == 0
+    assert os.read(descriptor, 1000).decode() == text
+    os.close(descriptor)
+    code, _, messages = run("export", "--output", tmp_path)
+    assert code == 1 and messages.endswith("Is a directory\n")
+    assert run("export", "--output", "/dev/full")[::2] == (1, "scoremean: cannot write /dev/full: No space left on device\n")
+
+
+def test_an_export_to_dev_stdout_is_appended_where_a_shell_appends(run, tmp_path):
+    """To the file that it leads to, too."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"before\n")
+        log.flush()
+        command = [sys.executable, "-m", "scoremean", "export", "--store", tmp_path / "store", "--output", "/dev/stdout"]
+        subprocess.run(command, stdout=log, check=True)
+    assert (tmp_path / "log").read_text().startswith('before\n{"UUID":"a"')
+
+
+# Round trips of any text, against a store of plain Python.
+
+
+class PlainStore:
+    """A dict of tallies, and the ids that were counted."""
+
+    def __init__(self, tallies: dict[str, Tally] | None = None):
+        self.kept = tallies or {}
+        self.ids: set[str] = set()
+
+    def commit(self, items) -> list[Tally]:
+        """Count scores and tallies."""
+        for item in items:
+            assert item.id not in self.ids
+            self.ids |= {item.id} - {None}
+            tally = item.tally if isinstance(item, Add) else Tally(item.score, 1)
+            self.kept[item.uuid] = self.kept.get(item.uuid, Tally(0, 0)) + tally
+        return [self.kept[item.uuid] for item in items]
+
+    def tallies(self):
+        """Yield all of it in order."""
+        return iter(sorted(self.kept.items()))
+
+
+def imported(data: bytes, **options) -> dict[str, Tally]:
+    """Return what a file of these bytes counts."""
+    store = PlainStore()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        importer(store, **options).run(file.name)
+    return store.kept
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=64) | st.sampled_from(
+    ["7", "007", "-0", "\ufeff", "\ufeffUUID", "a\u2028", '"', '""', ",", " ", "=1+1", "'", "{", "[", "\\", "\\n", "#"]
+)
+TALLIES = st.tuples(st.integers(1, 1 << 40), st.integers(0, 5)).map(lambda pair: Tally(pair[0] * pair[1], pair[0]))
+
+
+PACKS = st.sampled_from([bytes, gzip.compress])
+
+
+@given(st.dictionaries(TEXTS, TALLIES), st.sampled_from(["ndjson", "csv"]), PACKS, st.booleans())
+@example({"\ufeffa": Tally(1, 1), "a": Tally(2, 1)}, "csv", bytes, False)
+def test_an_export_is_imported_as_it_was(tallies, kind, pack, with_ids):
+    """Any UUID, as NDJSON and as CSV, packed or not."""
+    file = io.BytesIO()
+    transfer.export(PlainStore(tallies), file, kind)
+    assert imported(pack(file.getvalue()), tallies=True, with_ids=with_ids) == tallies
+
+
+@given(
+    st.lists(st.tuples(TEXTS, st.integers(0, 5), st.none() | TEXTS), max_size=20, unique_by=lambda row: row[2] or object()),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.permutations(["UUID", "score", "id", "x"]),
+)
+def test_scores_that_another_program_writes_are_read_as_they_are(rows, quoting, end, names):
+    """As CSV in each of its styles, and as NDJSON, escaped or not."""
+    truth: dict[str, Tally] = {}
+    for uuid, score, _ in rows:
+        truth[uuid] = truth.get(uuid, Tally(0, 0)) + Tally(score, 1)
+    objects = [{"UUID": uuid, "score": score, "id": name} for uuid, score, name in rows]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names, quoting=quoting, lineterminator=end)
+    writer.writeheader()
+    writer.writerows({**row, "x": 'of any "kind",\nalso\r\nover lines'} for row in objects)
+    assert imported(table.getvalue().encode()) == truth
+    lines = [{name: row[name] for name in names if row.get(name) is not None} for row in objects]
+    for ascii_only in (True, False):
+        assert imported(end.join(json.dumps(line, ensure_ascii=ascii_only) for line in lines).encode()) == truth
+
+
+@given(st.binary(max_size=200) | st.text('{}[]":,\\\n\r\0 UIDscoreid015abe', max_size=100).map(str.encode), st.booleans())
+def test_any_bytes_are_counted_or_refused_in_a_sentence(data, skip):
+    """Nothing else comes out."""
+    for prefix in (b"", b"UUID,score\n", b'{"UUID":"a","score":5}\n', gzip.compress(b"")[:10]):
+        for with_ids in (True, False):
+            try:
+                imported(prefix + data, skip=skip, with_ids=with_ids)
+            except ImportStopped as error:
+                assert 0 < len(str(error)) < 600
