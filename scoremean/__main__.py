@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from scoremean import children
+from scoremean import process as children
 
 
 def main() -> int:

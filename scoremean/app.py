@@ -22,15 +22,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from scoremean.access import Access
+from scoremean.web.access import Access
 from scoremean.errors import ListenError
-from scoremean.handlers import Handlers
-from scoremean.live import Live
+from scoremean.web.handlers import Handlers
+from scoremean.web.events import Live
 from scoremean.notify import STOPPING, notify
-from scoremean.server import Router, Server
+from scoremean.web.server import Router, Server
 from scoremean.settings import Settings
 from scoremean.store.base import Store
-from scoremean.validation import ScoreDecoder
+from scoremean.web.wire import ScoreDecoder
 from scoremean.writer import Writer
 
 _log = logging.getLogger(__name__)

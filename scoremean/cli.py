@@ -32,13 +32,13 @@ from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
 from scoremean.notify import READY, notify
-from scoremean.operate import backup, check, check_file, replacing, restore, stream
+from scoremean.ops.backup import backup, check, check_file, replacing, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Change, Store
-from scoremean.store.files import DATA_FILE, require_store
-from scoremean.transfer import Columns, Importer, cut, export
-from scoremean.validation import ScoreDecoder
+from scoremean.store.embedded.files import DATA_FILE, require_store
+from scoremean.ops.transfer import Columns, Importer, cut, export
+from scoremean.web.wire import ScoreDecoder
 
 OK, FAILED, USAGE, NOT_STARTED, DAMAGED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
 
@@ -314,7 +314,7 @@ def _target(options: argparse.Namespace, settings: Settings) -> AbstractContextM
 
 def _token(settings: Settings) -> str | None:
     """Return the token that a service is written to with, if there is a file of them."""
-    from scoremean.access import write_token
+    from scoremean.web.access import write_token
 
     return write_token(settings.token_file) if settings.token_file else None
 
@@ -369,7 +369,7 @@ def _restore(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _openapi(_: argparse.Namespace, settings: Settings) -> int:
-    from scoremean.openapi import encoded
+    from scoremean.web.openapi import encoded
 
     print(msgspec.json.format(encoded(settings, _version())).decode())
     return OK

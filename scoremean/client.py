@@ -44,7 +44,7 @@ from scoremean.errors import (
     UnknownUUID,
 )
 from scoremean.model import Mean, Score, Text, require_id, require_uuid, require_uuids, shown
-from scoremean.validation import JSON, MSGPACK
+from scoremean.web.wire import JSON, MSGPACK
 
 CONNECTIONS_MAX = 64
 BACKOFF_MAX_SECONDS = 10.0

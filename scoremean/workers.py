@@ -26,8 +26,8 @@ from contextlib import suppress
 import msgspec
 from msgspec import Struct
 
-from scoremean import children
-from scoremean.access import Access
+from scoremean import process as children
+from scoremean.web.access import Access
 from scoremean.app import answer_signals, close_all, ignore_signals, listen, serve
 from scoremean.counts import Counts
 from scoremean.errors import ScoremeanError
@@ -35,8 +35,8 @@ from scoremean.logs import log_to_stderr
 from scoremean.notify import STOPPING, notify
 from scoremean.settings import Settings
 from scoremean.store.base import Store
-from scoremean.store.lmdb import LmdbStore
-from scoremean.store.remote import RemoteStore, SharedStore
+from scoremean.store.embedded.store import LmdbStore
+from scoremean.store.forward import RemoteStore, SharedStore
 
 QUICK_END_SECONDS = 1.0
 QUICK_ENDS_MAX = 5

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 
 from scoremean.app import Service
 from scoremean.settings import Settings
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded.store import LmdbStore
 from tests.support import assert_sound
 
 # A machine that others use is slow at times, and that is no fault of a test.

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import (
     positive_data_acceptance,
 )
 
-from scoremean.validation import MSGPACK, NDJSON
+from scoremean.web.wire import MSGPACK, NDJSON
 
 # Rules that no schema has: an id is for one score, and a header for a single one; a tally holds what is voided.
 STORE_PROBLEMS = {f"urn:scoremean:{slug}" for slug in ("id-conflict", "id-voided", "invalid-id", "no-such-score")}

@@ -36,7 +36,7 @@ from scoremean.store.base import Change, Outcome
 # The long form of the random walks, at least 10,000 steps each; docs/contributing.md has the command.
 LONG = bool(os.environ.pop("SCOREMEAN_LONG", ""))  # or every process of a test would tell that this is no setting
 
-# Under these limits of scoremean.store.journal a few commits fill the journal, and every slice of a fold is as short as can be.
+# Under these limits of scoremean.store.embedded.journal a few commits fill the journal, and every slice of a fold is as short as can be.
 SMALL_JOURNAL = {
     "FOLD_AT_ENTRIES": 8,
     "BATCH_MAX_ENTRIES": 4,

@@ -24,12 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from scoremean import Score, Tally, cli, live
-from scoremean.access import TOKENS_MAX, Access, Hosts, Right, read_tokens, write_token
+from scoremean import Score, Tally, cli
+from scoremean.web import events as live
+from scoremean.web.access import TOKENS_MAX, Access, Hosts, Right, read_tokens, write_token
 from scoremean.app import Service, serve
 from scoremean.client import Client
 from scoremean.errors import Forbidden, ListenError, MisdirectedRequest, SettingError, Unauthorized
-from scoremean.handlers import Handlers
+from scoremean.web.handlers import Handlers
 from scoremean.settings import Settings
 from tests.support import Server, post, require_program
 from tests.test_http import assert_problem, exchange, raw_post, raw_request, read_response

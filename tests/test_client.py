@@ -35,7 +35,7 @@ from scoremean.app import Service
 from scoremean.client import Client, SyncClient
 from scoremean.errors import Fault, InvalidScore, ScoremeanError, Unavailable
 from scoremean.model import Mean, Score, Tally
-from scoremean.server import describe
+from scoremean.web.server import describe
 from scoremean.settings import Settings
 from tests.pages import DOCS, blocks
 from tests.support import Server

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoremean import codec
+from scoremean.store.embedded import format as codec
 from scoremean.errors import StoreDamaged
 from scoremean.model import Tally
 

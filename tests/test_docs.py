@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoremean import errors
-from scoremean.handlers import Handlers
+from scoremean.web.handlers import Handlers
 from scoremean.settings import SETTINGS
 from tests import reference
 from tests.test_http import BAD_INPUT, BAD_REQUESTS

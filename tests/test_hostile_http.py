@@ -12,7 +12,7 @@ from http import HTTPStatus
 import pytest
 
 from scoremean.app import Service
-from scoremean.handlers import Handlers
+from scoremean.web.handlers import Handlers
 from scoremean.model import Score
 from tests.support import LONG
 

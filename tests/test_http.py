@@ -13,7 +13,7 @@ from aiohttp import ClientSession
 from scoremean.app import Service
 from scoremean.errors import StoreFull
 from scoremean.model import Score, Tally
-from scoremean.store import lmdb as lmdb_module
+from scoremean.store.embedded import store as lmdb_module
 from tests.support import post
 
 OK_BODY = b'{"UUID": "a1-b1", "score": 5}'

@@ -16,8 +16,8 @@ from yarl import URL
 from scoremean.app import Service
 from scoremean.model import Batch, Forget, Merge, Score, Tally, Void, VoidScore
 from scoremean.settings import Settings
-from scoremean.store.lmdb import LmdbStore
-from scoremean.validation import JSON, MSGPACK, NDJSON
+from scoremean.store.embedded.store import LmdbStore
+from scoremean.web.wire import JSON, MSGPACK, NDJSON
 from tests.store_contract import CHANGES
 from tests.support import LONG, Oracle, assert_sound, post
 

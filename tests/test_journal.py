@@ -15,9 +15,9 @@ import pytest
 
 from scoremean import Add, Forget, Merge, Replay, Score, Tally, Void, VoidScore, open_store
 from scoremean.errors import StoreFull
-from scoremean.store import journal
-from scoremean.store.journal import IN_MEANS, Journal
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded import journal
+from scoremean.store.embedded.journal import IN_MEANS, Journal
+from scoremean.store.embedded.store import LmdbStore
 from tests.support import SMALL_JOURNAL, Oracle, assert_sound, plain
 
 READER = """
@@ -36,8 +36,8 @@ DYING = """
 import os, signal, sys
 from unittest.mock import patch
 from scoremean import Score
-from scoremean.store.journal import Journal
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded.journal import Journal
+from scoremean.store.embedded.store import LmdbStore
 
 path, name, when, number = sys.argv[1:]
 method, calls = getattr(Journal, name), 0
@@ -52,7 +52,7 @@ def dying(*args, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
-patch.multiple("scoremean.store.journal", **LIMITS).start()
+patch.multiple("scoremean.store.embedded.journal", **LIMITS).start()
 patch.object(Journal, name, dying).start()
 with LmdbStore(path) as store:
     n = store.stats().scores

@@ -12,9 +12,10 @@ import scoremean
 
 PACKAGE = Path(scoremean.__file__).parent
 LINE = (
-    "errors model counts codec settings children store.base store.journal store.erasure store.files store.commit "
-    "store.check store.lmdb store.remote store writer overview live metrics validation assets logs notify access "
-    "server openapi docs handlers app workers transfer operate client cli __main__".split()
+    "errors model settings process notify counts metrics store.base store.embedded.format store.embedded.journal "
+    "store.embedded.erasure store.embedded.files store.embedded.commit store.embedded.check store.embedded.store "
+    "store.embedded store.forward store writer logs web.overview web.wire web.assets web.access web.server web.events "
+    "web.openapi web.docs_page web.handlers web app client workers ops.transfer ops.backup ops cli __main__".split()
 )
 
 
@@ -63,16 +64,16 @@ def test_no_message_names_a_file_that_a_wheel_lacks(name):
 
 def test_the_page_names_no_file_that_a_wheel_lacks():
     """Nor do its comments, which are sent with it."""
-    for path in (PACKAGE / "page").iterdir():
+    for path in (PACKAGE / "web" / "page").iterdir():
         assert not re.search(rb"\b(docs|tests)/|\.md\b|README", path.read_bytes()), path
 
 
 def test_only_the_codec_knows_msgpack():
     """The bytes on disk are known in one place; likewise lmdb and the store, aiohttp and the HTTP modules."""
     users = {
-        "msgpack": {"codec"},
-        "lmdb": {f"store.{name}" for name in ("journal", "erasure", "files", "commit", "check", "lmdb")} | {"operate"},
-        "aiohttp": {"server", "handlers", "client"},
+        "msgpack": {"store.embedded.format"},
+        "lmdb": {f"store.embedded.{name}" for name in ("journal", "erasure", "files", "commit", "check", "store")} | {"ops.backup"},
+        "aiohttp": {"web.server", "web.handlers", "client"},
     }
     for library, allowed in users.items():
         statement = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)

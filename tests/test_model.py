@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scoremean.errors import InvalidId, InvalidScore, InvalidUUID
 from scoremean.model import SCORE_BOUND, Add, Forget, Score, Tally, Void, require_uuid
-from scoremean.validation import ScoreDecoder
+from scoremean.web.wire import ScoreDecoder
 
 TALLIES = st.builds(Tally, st.integers(-(2**62), 2**62), st.integers(1, 2**62))
 

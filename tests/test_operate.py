@@ -20,10 +20,12 @@ import pytest
 from aiohttp import ClientSession
 from msgspec.structs import replace
 
-from scoremean import Add, Forget, Merge, Replay, Score, Tally, Void, VoidScore, cli, codec, open_store, operate
+from scoremean import Add, Forget, Merge, Replay, Score, Tally, Void, VoidScore, cli, open_store
+from scoremean.store.embedded import format as codec
+from scoremean.ops import backup as operate
 from scoremean.errors import NotWritten, StoreDamaged, StoreError, StoreForeign, StoreMissing
-from scoremean.store import journal
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded import journal
+from scoremean.store.embedded.store import LmdbStore
 from tests.support import LONG, SMALL_JOURNAL, Server, assert_sound, post, scores_of
 
 PAGE_BYTES = 4096

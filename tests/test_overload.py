@@ -13,7 +13,7 @@ from aiohttp import ClientSession
 from scoremean import app
 from scoremean.app import Service, with_descriptors
 from scoremean.model import Score, Tally
-from scoremean.server import REFUSED_MAX, Server
+from scoremean.web.server import REFUSED_MAX, Server
 from scoremean.settings import Settings
 from tests.support import post
 from tests.test_http import OK_BODY, raw_post, raw_request, read_response

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoremean import Tally
-from scoremean.overview import BINS, MIN_COUNTS, TOP_UUIDS, Reading
+from scoremean.web.overview import BINS, MIN_COUNTS, TOP_UUIDS, Reading
 
 LOW, HIGH = -1, 5
 

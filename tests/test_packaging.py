@@ -18,7 +18,7 @@ from urllib.request import Request
 import pytest
 
 from scoremean import __main__ as entry
-from scoremean import children
+from scoremean import process as children
 from tests.support import Server, fetch, require_library, require_program
 from tests.test_layers import PACKAGE
 
@@ -49,8 +49,8 @@ def post(url: str, score: int) -> float:
 def assert_serves(server: Server) -> None:
     """The example, and the page with all its files; then it stops by SIGTERM."""
     assert [post(server.url, score) for score in (5, 3, 4)] == [5.0, 4.0, 4.0]
-    assert fetch(server.url) == (PACKAGE / "page" / "index.html").read_bytes()
-    for path in (PACKAGE / "page").iterdir():
+    assert fetch(server.url) == (PACKAGE / "web" / "page" / "index.html").read_bytes()
+    for path in (PACKAGE / "web" / "page").iterdir():
         assert fetch(f"{server.url}/page/{path.name}") == path.read_bytes()
     for route in ("stats", "metrics", "openapi.json", "docs"):
         assert fetch(f"{server.url}/{route}")
@@ -174,16 +174,16 @@ def test_the_wheel_serves(built, tmp_path):
 def test_a_child_of_the_binary_is_the_binary(monkeypatch):
     """With the flag, by which it finds the module again, and runs it as `python -m` does."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    command = children.command("scoremean.operate", "pages", "/store")
+    command = children.command("scoremean.ops.backup", "pages", "/store")
     assert command[0] == sys.executable and "-m" not in command
     monkeypatch.setattr(sys, "argv", command)
     ran = []
     monkeypatch.setattr(runpy, "run_module", lambda module, **_: ran.append((module, sys.argv[1:])))
     assert entry.main() == 0
-    assert ran == [("scoremean.operate", ["pages", "/store"])]
+    assert ran == [("scoremean.ops.backup", ["pages", "/store"])]
 
 
-@pytest.mark.parametrize(("frozen", "module"), [(True, "os"), (True, None), (False, "scoremean.operate")])
+@pytest.mark.parametrize(("frozen", "module"), [(True, "os"), (True, None), (False, "scoremean.ops.backup")])
 def test_the_flag_runs_nothing_else(monkeypatch, capsys, frozen, module):
     """Neither another module, nor anything outside of a binary: then it is a flag that nobody knows."""
     monkeypatch.setattr(sys, "frozen", frozen, raising=False)

@@ -17,7 +17,9 @@ import lmdb
 import pytest
 from hypothesis import settings
 
-from scoremean import children, codec, open_store
+from scoremean import open_store
+from scoremean import process as children
+from scoremean.store.embedded import format as codec
 from scoremean.errors import (
     IdVoided,
     NoSuchScore,
@@ -34,9 +36,10 @@ from scoremean.errors import (
     UnknownUUID,
 )
 from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
-from scoremean.store import files, journal
-from scoremean.store import lmdb as lmdb_module
-from scoremean.store.lmdb import DISK_RESERVE_BYTES, ID_RETENTION_SECONDS, LmdbStore
+from scoremean.store.embedded import files
+from scoremean.store.embedded import journal
+from scoremean.store.embedded import store as lmdb_module
+from scoremean.store.embedded.store import DISK_RESERVE_BYTES, ID_RETENTION_SECONDS, LmdbStore
 from tests.store_contract import StoreContract, StoreMachine
 from tests.support import LONG, SMALL_JOURNAL, assert_sound, plain, scores_of
 
@@ -464,7 +467,7 @@ def test_a_store_is_checked_after_a_power_cut_and_not_after_a_kill(tmp_path, che
     assert not checks
     _killed_writer(tmp_path / "store")
     (tmp_path / "boot").write_text("another\n")
-    monkeypatch.setattr("scoremean.store.files.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("scoremean.store.embedded.files.BOOT_ID", tmp_path / "boot")
     with LmdbStore(tmp_path / "store") as store:
         assert len(checks) == 1 and "checking it" in caplog.text
         assert store.get(["a"]) == [Tally(10, 2)]
@@ -480,7 +483,7 @@ def test_a_damaged_store_is_refused_until_it_is_restored(tmp_path, monkeypatch):
     _overwrite(tmp_path / "store", codec.JOURNAL_TABLES[0], b"\0" * 7 + b"\1", wrong)
     (tmp_path / "store" / "scoremean.lock").write_text(lock)
     (tmp_path / "boot").write_text("another\n")
-    monkeypatch.setattr("scoremean.store.files.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("scoremean.store.embedded.files.BOOT_ID", tmp_path / "boot")
     for _ in range(2):
         with pytest.raises(StoreDamaged, match="is damaged: the tallies add up to .*; restore a backup"):
             LmdbStore(tmp_path / "store")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scoremean.counts import Counts
 from scoremean.errors import Fault, IdConflict, IdVoided, InvalidBatch, OutcomeUnknown, StoreError, StoreFull, UnknownId
 from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
-from scoremean.store import remote
-from scoremean.store.lmdb import LmdbStore
-from scoremean.store.remote import RemoteStore, SharedStore
+from scoremean.store import forward as remote
+from scoremean.store.embedded.store import LmdbStore
+from scoremean.store.forward import RemoteStore, SharedStore
 from scoremean.writer import Writer
 from tests.store_contract import StoreContract
 from tests.support import scores_of

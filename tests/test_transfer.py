@@ -22,11 +22,12 @@ from aiohttp import ClientSession
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scoremean import Tally, cli, open_store, transfer
+from scoremean import Tally, cli, open_store
+from scoremean.ops import transfer
 from scoremean.errors import ImportStopped
 from scoremean.model import Add
-from scoremean.store.lmdb import LmdbStore
-from scoremean.validation import ScoreDecoder
+from scoremean.store.embedded.store import LmdbStore
+from scoremean.web.wire import ScoreDecoder
 from tests.support import Server, assert_sound, post, require_library
 
 LINES = b'{"UUID":"a","score":5}\n\n{"UUID":"b","score":1,"id":"own"}\r\n{"UUID":"a","score":3}'
@@ -129,8 +130,8 @@ def test_a_second_run_with_other_settings_is_refused(run, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--no-ids"]])
 def test_lines_are_added_up_exactly(run, tmp_path, monkeypatch, options):
     """Over chunks and parts, with negative scores, with chunks that have to be looked at line by line in between."""
-    monkeypatch.setattr("scoremean.transfer.SUMMED_MAX_UUIDS", 7)
-    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 150)
+    monkeypatch.setattr("scoremean.ops.transfer.SUMMED_MAX_UUIDS", 7)
+    monkeypatch.setattr("scoremean.ops.transfer.CHUNK_BYTES", 150)
     scores = [(f"u{n * 5 % 11}", n % 9 - 4) for n in range(300)]
     lines = [b'{"UUID":"%s","score":%d}' % (uuid.encode(), score) for uuid, score in scores]
     lines[100:100] = [b'{"UUID":"u1","score":1,"id":"own"}', b"", b'{"UUID":"u1","score":9}', b'{"UUID":"","score":1}']
@@ -180,7 +181,7 @@ def test_bad_lines_stop_or_are_skipped(run, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--no-ids"]])
 def test_a_bad_line_far_behind_stops_the_whole_file(run, tmp_path, monkeypatch, options):
     """So it can be mended and imported again, though its lines then have other ids."""
-    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 100)
+    monkeypatch.setattr("scoremean.ops.transfer.CHUNK_BYTES", 100)
     (tmp_path / "file").write_bytes(b'{"UUID":"a","score":5}\n' * 100 + b"{")
     code, report, messages = run("import", tmp_path / "file", *options)
     assert (code, report) == (1, {"counted": 0, "replayed": 0, "skipped": 1})
@@ -314,7 +315,7 @@ def test_what_is_no_tally_is_a_bad_line(run, tmp_path, line):
 
 def test_a_bad_tally_far_behind_stops_the_whole_file(run, tmp_path, monkeypatch):
     """Without ids too, for it is mended and imported again."""
-    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 100)
+    monkeypatch.setattr("scoremean.ops.transfer.CHUNK_BYTES", 100)
     (tmp_path / "file").write_bytes(b'{"UUID":"a","sum":5,"count":1}\n' * 100 + b"{")
     assert run("import", "--tallies", "--no-ids", tmp_path / "file")[1] == {"counted": 0, "replayed": 0, "skipped": 1}
     assert not contents(tmp_path / "store")
@@ -322,8 +323,8 @@ def test_a_bad_tally_far_behind_stops_the_whole_file(run, tmp_path, monkeypatch)
 
 def test_many_uuids_are_committed_in_between(run, tmp_path, monkeypatch):
     """Without ids sums are kept only up to a limit, so memory does not grow with the file."""
-    monkeypatch.setattr("scoremean.transfer.SUMMED_MAX_UUIDS", 10)
-    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 100)
+    monkeypatch.setattr("scoremean.ops.transfer.SUMMED_MAX_UUIDS", 10)
+    monkeypatch.setattr("scoremean.ops.transfer.CHUNK_BYTES", 100)
     (tmp_path / "file").write_bytes(b"".join(b'{"UUID":"u%d","score":1}\n' % (n % 50) for n in range(500)))
     assert run("import", "--no-ids", tmp_path / "file")[1]["counted"] == 500
     assert contents(tmp_path / "store") == sorted((f"u{n}", Tally(10, 10)) for n in range(50))
@@ -364,7 +365,7 @@ def test_a_large_file_imported_twice_and_killed_in_between(run, many_scores, tmp
     """Exactly 73,421 scores; exported, merged into an empty store and exported again it is the same to the byte."""
     small_parts = {"CHUNK_BYTES": 1 << 12, "SUMMED_MAX_UUIDS": 50}
     for name, value in small_parts.items():
-        monkeypatch.setattr(f"scoremean.transfer.{name}", value)
+        monkeypatch.setattr(f"scoremean.ops.transfer.{name}", value)
     code = f"import sys; from scoremean import cli, transfer; vars(transfer).update({small_parts}); sys.exit(cli.main())"
     command = [sys.executable, "-c", code, "import", str(many_scores), "--store", str(tmp_path / "store")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -579,8 +580,8 @@ def test_a_file_that_is_at_fault_as_a_whole(run, tmp_path, data, message, flags)
 @pytest.mark.parametrize("flags", [[], ["--no-ids"]])
 def test_nothing_of_a_damaged_gzip_is_counted_however_large(run, tmp_path, monkeypatch, flags):
     """Also where parts of it would be counted before its end; mended, it counts once."""
-    monkeypatch.setattr("scoremean.transfer.SUMMED_MAX_UUIDS", 10)
-    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 100)
+    monkeypatch.setattr("scoremean.ops.transfer.SUMMED_MAX_UUIDS", 10)
+    monkeypatch.setattr("scoremean.ops.transfer.CHUNK_BYTES", 100)
     data = gzip.compress(b"".join(b'{"UUID":"u%d","score":1}\n' % n for n in range(500)))
     for damaged in (data[:-1], data[:-9], data + b"x"):
         (tmp_path / "file").write_bytes(damaged)
@@ -688,7 +689,7 @@ def test_what_is_appended_while_a_file_is_counted_is_left_out(tmp_path, store):
 
 def test_a_file_that_is_another_when_it_is_counted_is_not(tmp_path, store, monkeypatch):
     """Its sums, at least, would have the ids of the first one."""
-    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("scoremean.ops.transfer.CHUNK_BYTES", 10_000)
     path = tmp_path / "file"
     path.write_bytes(b'{"UUID":"a","score":5}\n' * 5000)
     changing = importer(store, progress=lambda *_: path.write_bytes(b'{"UUID":"a","score":4}\n' * 5000))
@@ -699,7 +700,7 @@ def test_a_file_that_is_another_when_it_is_counted_is_not(tmp_path, store, monke
 
 def test_an_interrupt_while_scores_are_counted_waits_until_they_are_reported(run, tmp_path, monkeypatch):
     """So that the report says what is in the store."""
-    monkeypatch.setattr("scoremean.transfer.COMMIT_MAX_SCORES", 2)
+    monkeypatch.setattr("scoremean.ops.transfer.COMMIT_MAX_SCORES", 2)
     submit, numbers = LmdbStore.submit, itertools.count()
 
     def submit_and_interrupt(self, batch):

@@ -17,8 +17,8 @@ from scoremean.errors import (
     UnsupportedMediaType,
 )
 from scoremean.model import Score, Tally
-from scoremean.validation import JSON as JSON_TYPE
-from scoremean.validation import MSGPACK, NDJSON, ScoreDecoder, decode_into, decode_uuids, is_batch, media_type, unpack_sum
+from scoremean.web.wire import JSON as JSON_TYPE
+from scoremean.web.wire import MSGPACK, NDJSON, ScoreDecoder, decode_into, decode_uuids, is_batch, media_type, unpack_sum
 
 DECODER = ScoreDecoder(0, 5, 10)
 JSON_VALUES = st.recursive(

@@ -21,7 +21,7 @@ from scoremean.client import Client
 from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError
 from scoremean.settings import Settings
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded.store import LmdbStore
 from scoremean.workers import serve_with_workers
 from tests.support import Server, assert_sound, post
 from tests.test_process import Load, expected
@@ -254,8 +254,8 @@ def test_a_worker_that_nobody_asks_follows_in_slices(tmp_path):
     with LmdbStore(tmp_path / "store") as store:
         store.commit([Score("a", 1)])
         source = (
-            "import sys\nfrom scoremean.store import lmdb\nlmdb.CATCH_UP_ENTRIES = 10\n"
-            "reader = lmdb.LmdbStore(sys.argv[1], readonly=True)\nprint(flush=True)\nsys.stdin.readline()\n"
+            "import sys\nfrom scoremean.store.embedded import store\nstore.CATCH_UP_ENTRIES = 10\n"
+            "reader = store.LmdbStore(sys.argv[1], readonly=True)\nprint(flush=True)\nsys.stdin.readline()\n"
             "slices = 1\nwhile not reader.catch_up():\n    slices += 1\nprint(slices, reader.get(['a']), flush=True)\n"
         )
         command = [sys.executable, "-c", source, str(tmp_path / "store")]

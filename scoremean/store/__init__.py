@@ -42,7 +42,7 @@ def open_store(  # pylint: disable=too-many-arguments  # each is a choice of the
     for (name, value), least in zip(limits.items(), (1 << 20, 1)):
         if not isinstance(value, int) or not least <= value <= 1 << 46:
             raise SettingError(f"{name} must be an integer from {least} to {1 << 46}, not {shown(value)}")
-    from scoremean.store.lmdb import LmdbStore  # pylint: disable=import-outside-toplevel  # only the store asked for
+    from scoremean.store.embedded.store import LmdbStore  # pylint: disable=import-outside-toplevel  # only the store asked for
 
 
     return LmdbStore(path, readonly=readonly, score_min=score_min, score_max=score_max, counts=counts, **limits)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from scoremean import Score
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded.store import LmdbStore
 from tests.benchmarks.data import drawn
 
 BATCH = 64

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scoremean import Add, ScoremeanError, Tally
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded.store import LmdbStore
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".bench"

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scoremean.store.journal import FOLD_AT_ENTRIES
+from scoremean.store.embedded.journal import FOLD_AT_ENTRIES
 from tests.benchmarks import data, subjects
 from tests.benchmarks.load import Load
 from tests.benchmarks.subjects import Server

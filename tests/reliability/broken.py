@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from inspect import cleandoc
 from typing import NamedTuple
 
-from scoremean.store import journal as limits
+from scoremean.store.embedded import journal as limits
 
 
 class Broken(NamedTuple):
@@ -31,7 +31,8 @@ BROKEN: dict[str, Broken] = {
         "a post is answered when its batch is counted, and committed to the disk only then",
         """
         from concurrent.futures import Future
-        from scoremean.store import commit, lmdb
+        from scoremean.store.embedded import commit
+        from scoremean.store.embedded import store as lmdb
 
         submit, count = lmdb.LmdbStore.submit, commit.Commit.count
 
@@ -73,8 +74,10 @@ BROKEN: dict[str, Broken] = {
     "id-in-second-transaction": _patch(
         "the ids of a batch are written in a transaction of their own, after that of its tallies",
         """
-        from scoremean import Add, Score, Tally, VoidScore, codec
-        from scoremean.store import commit, lmdb
+        from scoremean import Add, Score, Tally, VoidScore
+        from scoremean.store.embedded import format as codec
+        from scoremean.store.embedded import commit
+        from scoremean.store.embedded import store as lmdb
 
         once, commit_once = commit.Commit._once, lmdb.LmdbStore._commit
         late, tallies = [], []
@@ -106,7 +109,7 @@ BROKEN: dict[str, Broken] = {
     "ids-not-looked-up": _patch(
         "a score is counted without a look whether its id was seen before",
         """
-        from scoremean.store import commit
+        from scoremean.store.embedded import commit
 
         commit.Commit._find = lambda self, key: None
         """,
@@ -114,7 +117,7 @@ BROKEN: dict[str, Broken] = {
     "fold-drops-journal-first": _patch(
         "a fold drops the journal's records before it has written their tallies into `means`",
         """
-        from scoremean.store import journal
+        from scoremean.store.embedded import journal
 
         fold = journal.Journal.fold
 
@@ -141,7 +144,7 @@ BROKEN: dict[str, Broken] = {
     "lost-update": _patch(
         "of two scores of one UUID in a commit, the second does not see the first",
         """
-        from scoremean.store import commit
+        from scoremean.store.embedded import commit
 
         add = commit.Commit._add
 
@@ -156,7 +159,7 @@ BROKEN: dict[str, Broken] = {
         "one read of a UUID in a hundred answers what the read before it found",
         """
         import random
-        from scoremean.store import lmdb
+        from scoremean.store.embedded import store as lmdb
 
         get, seen = lmdb.LmdbStore.get, {}
 
@@ -173,7 +176,7 @@ BROKEN: dict[str, Broken] = {
         "a post is answered with the mean right before its score, not right after it",
         """
         from scoremean.model import Tally
-        from scoremean.store import commit
+        from scoremean.store.embedded import commit
 
         add = commit.Commit._add
 
@@ -211,7 +214,7 @@ def command(broken: str | None = None, journal: Mapping[str, int] | None = None)
 
     Args:
         broken: the name of a broken build; None for scoremean as it is.
-        journal: limits of scoremean.store.journal to run with, such as SMALL_JOURNAL.
+        journal: limits of scoremean.store.embedded.journal to run with, such as SMALL_JOURNAL.
 
     Raises:
         AttributeError: the journal has no such limit.

@@ -18,7 +18,7 @@ from random import Random
 from typing import NamedTuple
 
 from scoremean import Replay, Score, Tally
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded.store import LmdbStore
 from tests.benchmarks.data import ROOT
 from tests.reliability import wire
 from tests.reliability.campaign import Finding, Trial, campaign

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from scoremean.store.files import DATA_FILE, LOCK_FILE
+from scoremean.store.embedded.files import DATA_FILE, LOCK_FILE
 from tests.reliability import wire
 from tests.reliability.campaign import Finding, Missing, Trial, campaign
 from tests.reliability.disk_clients import (

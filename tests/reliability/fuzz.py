@@ -28,12 +28,13 @@ from typing import Any, NamedTuple
 import msgpack
 import msgspec
 
-from scoremean import codec, validation
-from scoremean.codec import Generation, IdRecord, Record
+from scoremean.store.embedded import format as codec
+from scoremean.web import wire as validation
+from scoremean.store.embedded.format import Generation, IdRecord, Record
 from scoremean.errors import InvalidScore, MalformedRequest, RequestError, StoreDamaged
 from scoremean.model import Score, Tally
-from scoremean.server import problem
-from scoremean.validation import JSON, MSGPACK, NDJSON, ScoreDecoder
+from scoremean.web.server import problem
+from scoremean.web.wire import JSON, MSGPACK, NDJSON, ScoreDecoder
 from tests.reliability.campaign import Finding, Trial, campaign
 
 ROOT = Path(__file__).parents[2]
@@ -43,15 +44,15 @@ DECODER = ScoreDecoder(0, 5, 100)
 BROKEN_HERE = {
     "decoder-lets-through": (
         "The second reading of a body does not expect bytes that are not UTF-8.",
-        "import json\nfrom scoremean import validation\nvalidation._reread = lambda body, error: json.loads(body.decode())\n",
+        "import json\nfrom scoremean.web import wire\nwire._reread = lambda body, error: json.loads(body.decode())\n",
     ),
     "readings-disagree": (
         "An import adds up lines without looking at the UUID.",
-        "from scoremean import validation\nvalidation.require_uuid = lambda uuid: uuid\n",
+        "from scoremean.web import wire\nwire.require_uuid = lambda uuid: uuid\n",
     ),
     "codec-lets-through": (
         "Bytes that are not msgpack are not told from a bug.",
-        "import msgpack\nfrom scoremean import codec\ncodec._unpack = msgpack.unpackb\n",
+        "import msgpack\nfrom scoremean.store.embedded import format\nformat._unpack = msgpack.unpackb\n",
     ),
 }
 

@@ -39,8 +39,8 @@ writer.Writer.__init__ = lambda self, store, queue_max_scores: made(self, store,
     "clock-back-expires": (
         "a clock that jumps back makes ids expire, as one that goes forward does",
         """
-from scoremean.codec import Generation
-from scoremean.store import lmdb
+from scoremean.store.embedded.format import Generation
+from scoremean.store.embedded import store as lmdb
 
 def expire_also_back(self):
     old, now = self._meta.generation, int(self._clock())

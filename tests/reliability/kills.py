@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scoremean import Add, Score, Tally, open_store
 from scoremean.client import Client
-from scoremean.store.lmdb import LmdbStore
+from scoremean.store.embedded.store import LmdbStore
 from tests.reliability import broken, wire
 from tests.reliability.campaign import Finding, Trial, campaign
 from tests.reliability.ledger import FLAGS, Drive, Ledger, Pair, explain, torn

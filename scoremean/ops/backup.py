@@ -26,12 +26,12 @@ from typing import IO
 from lmdb.verify import VerifyError, verify
 from msgspec import Struct
 
-from scoremean import children
+from scoremean import process as children
 from scoremean.errors import NotWritten, ScoremeanError, StoreDamaged, StoreError, StoreForeign
 from scoremean.model import Stats
-from scoremean.store.check import summary
-from scoremean.store.files import DATA_FILE, copy_pages, fsync_directory, make_directory, require_store
-from scoremean.store.lmdb import DISK_RESERVE_BYTES, LmdbStore
+from scoremean.store.embedded.check import summary
+from scoremean.store.embedded.files import DATA_FILE, copy_pages, fsync_directory, make_directory, require_store
+from scoremean.store.embedded.store import DISK_RESERVE_BYTES, LmdbStore
 
 CHUNK_BYTES = 1 << 20
 
@@ -189,7 +189,7 @@ def _copy(path: Path, how: str, write: Callable[[bytes], None]) -> None:
         StoreError: it cannot be read.
     """
     with subprocess.Popen(
-        children.command("scoremean.operate", how, str(path)),
+        children.command("scoremean.ops.backup", how, str(path)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -29,16 +29,17 @@ from threading import Event, Lock, Thread
 
 import lmdb
 
-from scoremean import children, codec
-from scoremean.codec import Generation
+from scoremean import process as children
+from scoremean.store.embedded import format as codec
+from scoremean.store.embedded.format import Generation
 from scoremean.counts import COMMIT_DURATION, COMMIT_SCORES, DISK_FREE_BYTES, FOLD_DURATION, JOURNAL_ENTRIES, Counts
 from scoremean.errors import InvalidQuery, StoreDamaged, StoreError, StoreForeign, StoreFull, Stopping
 from scoremean.model import Page, Stats, Tally, Text, require_uuid, require_uuids
 from scoremean.store.base import ID_RETENTION_SECONDS, SIZE_MAX_BYTES, Change, Outcome, Store
-from scoremean.store.check import Check, summary
-from scoremean.store.commit import Commit, Meta, scores_in
-from scoremean.store.erasure import Erasure, Tables
-from scoremean.store.files import (
+from scoremean.store.embedded.check import Check, summary
+from scoremean.store.embedded.commit import Commit, Meta, scores_in
+from scoremean.store.embedded.erasure import Erasure, Tables
+from scoremean.store.embedded.files import (
     DATA_FILE,
     WriterLock,
     free_bytes,
@@ -48,7 +49,7 @@ from scoremean.store.files import (
     refusal,
     require_store,
 )
-from scoremean.store.journal import Journal
+from scoremean.store.embedded.journal import Journal
 
 SCORE_RANGE = (0, 5)
 GIVE_WAY_MAX_SECONDS = 0.0005

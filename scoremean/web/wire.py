@@ -30,7 +30,7 @@ from scoremean.errors import (
     UnsupportedMediaType,
 )
 from scoremean.model import TEXT_MAX_BYTES, Score, Tally, require_uuid
-from scoremean.overview import MIN_COUNTS
+from scoremean.web.overview import MIN_COUNTS
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"

@@ -16,9 +16,9 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
-from scoremean.access import Right
-from scoremean.assets import HEADERS as ASSET_HEADERS
-from scoremean.assets import Asset, page_files, make_asset
+from scoremean.web.access import Right
+from scoremean.web.assets import HEADERS as ASSET_HEADERS
+from scoremean.web.assets import Asset, page_files, make_asset
 from scoremean.errors import (
     InvalidId,
     InvalidScore,
@@ -28,12 +28,12 @@ from scoremean.errors import (
     UnknownRoute,
     UnknownUUID,
 )
-from scoremean.live import Live
+from scoremean.web.events import Live
 from scoremean.model import Batch, Forget, Mean, Merge, Replay, Tally, Void, VoidScore, require_id, require_uuid
-from scoremean.server import Response, Route, Stream, decoded_path, describe, read_body, respond
+from scoremean.web.server import Response, Route, Stream, decoded_path, describe, read_body, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store
-from scoremean.validation import (
+from scoremean.web.wire import (
     JSON,
     MSGPACK,
     NDJSON,
@@ -217,13 +217,13 @@ class Handlers:
 
     async def get_docs(self, request: BaseRequest) -> Response:
         """Answer the routes as a page for people."""
-        from scoremean import docs  # pylint: disable=import-outside-toplevel  # a service that nobody asks needs it not
+        from scoremean.web import docs_page as docs  # pylint: disable=import-outside-toplevel  # a service that nobody asks needs it not
 
         return _asset(request, make_asset("docs.html", docs.encoded(self.settings, self.version, _address(request))))
 
     async def get_openapi(self, request: BaseRequest) -> Response:
         """Answer the OpenAPI document."""
-        from scoremean import openapi  # pylint: disable=import-outside-toplevel  # likewise
+        from scoremean.web import openapi  # pylint: disable=import-outside-toplevel  # likewise
 
         return _asset(request, make_asset("openapi.json", openapi.encoded(self.settings, self.version)))
 

@@ -31,8 +31,8 @@ from typing import NamedTuple
 
 import lmdb
 
-from scoremean import codec
-from scoremean.codec import Record
+from scoremean.store.embedded import format as codec
+from scoremean.store.embedded.format import Record
 from scoremean.model import Tally
 
 FOLD_AT_ENTRIES = 3 << 17

@@ -27,9 +27,9 @@ from typing import NamedTuple
 import lmdb
 from msgspec.structs import replace
 
-from scoremean import codec
-from scoremean.codec import Erasing
-from scoremean.store.journal import Journal
+from scoremean.store.embedded import format as codec
+from scoremean.store.embedded.format import Erasing
+from scoremean.store.embedded.journal import Journal
 
 SLICE_ENTRIES = 2048
 SLICE_LOOKUPS = 16

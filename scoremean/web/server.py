@@ -32,7 +32,7 @@ import msgspec
 from aiohttp import StreamReader, hdrs, web
 from multidict import MultiMapping, istr
 
-from scoremean.access import Access, Right
+from scoremean.web.access import Access, Right
 from scoremean.counts import CONNECTIONS, REQUESTS, STATUS_PLACES, STATUSES, Counts, request_cell
 from scoremean.errors import (
     BodyTooLarge,
@@ -49,7 +49,7 @@ from scoremean.errors import (
 )
 from scoremean.logs import log_access
 from scoremean.settings import Settings
-from scoremean.validation import JSON, MSGPACK, NDJSON
+from scoremean.web.wire import JSON, MSGPACK, NDJSON
 
 SWEEP_SECONDS = 1
 # Connections past connections_max that are told so; past these too, a new one is closed without a word.

@@ -35,7 +35,7 @@ import msgspec
 from scoremean.errors import ImportStopped, InvalidScore, RequestError, SettingError, StoreError
 from scoremean.model import Add, Replay, Score, Tally
 from scoremean.store.base import Outcome, Store, is_failure
-from scoremean.validation import ONE_SCORE, Item, ScoreDecoder, unpack_sum
+from scoremean.web.wire import ONE_SCORE, Item, ScoreDecoder, unpack_sum
 
 # These two decide where a part of a file ends, and so what its ids name: whoever changes one makes a second run count again.
 CHUNK_BYTES = 1 << 20

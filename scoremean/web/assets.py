@@ -1,4 +1,4 @@
-"""The files of the page for people, scoremean/page: read once, when one of them is first asked for."""
+"""The files of the page for people, scoremean/web/page: read once, when one of them is first asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Asset(NamedTuple):
 @lru_cache(maxsize=1)
 def page_files() -> dict[str, Asset]:
     """Return every file of the page by its name."""
-    return {entry.name: make_asset(entry.name, entry.read_bytes()) for entry in (files("scoremean") / "page").iterdir()}
+    return {entry.name: make_asset(entry.name, entry.read_bytes()) for entry in (files("scoremean.web") / "page").iterdir()}
 
 
 def make_asset(name: str, body: bytes) -> Asset:

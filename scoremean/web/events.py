@@ -20,7 +20,7 @@ from msgspec import Struct
 from scoremean.counts import COMMIT_DURATION, DISK_FREE_BYTES, NANOSECONDS, QUEUE_SCORES, REPLAYS, SCORES, VOIDS
 from scoremean.errors import ScoremeanError, TooManyStreams
 from scoremean.model import Stats
-from scoremean.overview import Reading
+from scoremean.web.overview import Reading
 from scoremean.store.base import Store
 
 STREAMS_MAX = 64

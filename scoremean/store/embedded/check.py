@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import lmdb
 
-from scoremean import codec
-from scoremean.codec import IdRecord
+from scoremean.store.embedded import format as codec
+from scoremean.store.embedded.format import IdRecord
 from scoremean.errors import InvalidScore, StoreDamaged
 from scoremean.model import SCORE_BOUND, Add, Tally, require_uuid
-from scoremean.store.erasure import Tables
-from scoremean.store.journal import IN_MEANS
+from scoremean.store.embedded.erasure import Tables
+from scoremean.store.embedded.journal import IN_MEANS
 
 
 class Check:

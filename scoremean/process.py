@@ -10,7 +10,7 @@ import sys
 
 CHILD_FLAG = "--child-module"
 # What the binary runs besides the command line.
-CHILD_MODULES = ("scoremean.workers", "scoremean.operate")
+CHILD_MODULES = ("scoremean.workers", "scoremean.ops.backup")
 
 
 def hold_standard_descriptors() -> None:

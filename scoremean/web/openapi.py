@@ -19,14 +19,14 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from scoremean import errors
-from scoremean.access import Right
-from scoremean.assets import HEADERS as ASSET_HEADERS
+from scoremean.web.access import Right
+from scoremean.web.assets import HEADERS as ASSET_HEADERS
 from scoremean.errors import RequestError, ScoremeanError, Unavailable
-from scoremean.live import Now
+from scoremean.web.events import Now
 from scoremean.model import TEXT_MAX_BYTES, Mean, Stats
-from scoremean.overview import BINS, MIN_COUNTS, TOP_UUIDS, View
+from scoremean.web.overview import BINS, MIN_COUNTS, TOP_UUIDS, View
 from scoremean.settings import Settings
-from scoremean.validation import JSON, MSGPACK, NDJSON, PAGE_DEFAULT_UUIDS, PAGE_MAX_UUIDS, ScoreDecoder
+from scoremean.web.wire import JSON, MSGPACK, NDJSON, PAGE_DEFAULT_UUIDS, PAGE_MAX_UUIDS, ScoreDecoder
 
 PROBLEM = "application/problem+json"
 EVENTS = "text/event-stream"

@@ -1,0 +1,1 @@
+"""Whole stores and files: import, export, backup, restore, check."""
