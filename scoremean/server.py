@@ -287,7 +287,7 @@ class Router:
                 return route
         if allowed := ", ".join(sorted(exact | below)):
             raise MethodNotAllowed(f"{path} has no {method}; it has {allowed}", allowed)
-        raise UnknownRoute(f"there is no {path}; docs/http.md lists the routes")
+        raise UnknownRoute(f"there is no {path}; /docs lists the routes")
 
     def _methods(self, path: str) -> tuple[dict[str, Route], dict[str, Route]]:
         return self._exact.get(path, _NOTHING), self._below.get(path[: path.find("/", 1) + 1], _NOTHING)

@@ -99,6 +99,17 @@ def test_the_readme_is_short_and_its_commands_are_those_of_ci():
     assert sum(line.endswith(".venv/bin/pytest") for line in lines) == 1
 
 
+def test_every_figure_of_the_readme_was_measured():
+    """A number of its prose stands with its unit in a table of docs/performance.md, or here, where it measures nothing. So none
+    is in words, "five times" or "half"."""
+    prose = re.sub(r"(?ms)^```.*?^```|`[^`]*`|\]\(.*?\)", " ", (ROOT / "README.md").read_text())
+    words, measured = [word.strip("*(.,;:)") for word in prose.split()], page("performance.md")
+    of_no_measure = {"3.11", "0", "5", "73,421", "1,128", "200", "4xx", "507", "503"}
+    for number, unit in zip(words, words[1:]):
+        if re.fullmatch(r"\d.*|\S+ (times|tenths|percent)|(half|twice|double) (the|that|of|as)", f"{number} {unit}"):
+            assert number in of_no_measure or f"| {number} {unit} |" in measured, f"{number} {unit}"
+
+
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     """Every relative link names a file that exists."""

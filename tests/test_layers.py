@@ -52,6 +52,21 @@ def test_a_module_imports_only_from_its_left(name):
     assert imports(modules()[name]) <= set(LINE[: LINE.index(name)])
 
 
+@pytest.mark.parametrize("name", LINE)
+def test_no_message_names_a_file_that_a_wheel_lacks(name):
+    """Who reads it may have no more. `/docs` of the service, `scoremean VERB --help` and the sentence itself are there."""
+    nodes = list(ast.walk(ast.parse(modules()[name].read_text())))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    messages = [node.value for node in nodes if isinstance(node, ast.Constant) and node not in docstrings]
+    assert not [text for text in messages if re.search(r"\b(docs|tests)/|\.(md|rst)\b|README", str(text))]
+
+
+def test_the_page_names_no_file_that_a_wheel_lacks():
+    """Nor do its comments, which are sent with it."""
+    for path in (PACKAGE / "page").iterdir():
+        assert not re.search(rb"\b(docs|tests)/|\.md\b|README", path.read_bytes()), path
+
+
 def test_only_the_codec_knows_msgpack():
     """The bytes on disk are known in one place; likewise lmdb and the store, aiohttp and the HTTP modules."""
     users = {
