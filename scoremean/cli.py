@@ -340,7 +340,7 @@ def _check(options: argparse.Namespace, settings: Settings) -> int:
     _print_json(health)
     if not health.damages:
         return OK
-    return _complain(f"{name} is damaged: keep it as it is, and make a store of a backup with `scoremean restore`", DAMAGED)
+    return _complain(f"{name} is damaged: keep it, and let `scoremean restore` make a store of a sound backup", DAMAGED)
 
 
 def _backup(options: argparse.Namespace, settings: Settings) -> int:

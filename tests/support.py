@@ -242,9 +242,10 @@ class Oracle:
         return tally or UnknownUUID
 
     def _merge(self, merge: Merge) -> Tally | type[RequestError]:
+        if self.tally(merge.uuid) is None:
+            return UnknownUUID
         scores, taken = self._scores[merge.uuid], self._taken[merge.uuid]
-        if isinstance(error := self._forget(merge.uuid), type):
-            return error
+        self._forget(merge.uuid)
         self._scores[merge.into] += scores
         self._taken[merge.into] += taken
         return self.tally(merge.into)
