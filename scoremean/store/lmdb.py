@@ -404,21 +404,20 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
             except lmdb.MapFullError:
                 outcomes = self._write_without_fold(batch, generation, counted)
         except StoreFull as error:
-            return self._only_known(batch, error)
+            if any(outcomes := self._known(batch)):
+                return [outcome or error for outcome in outcomes]
+            raise
         COMMIT_DURATION.observe(self.counts.cells, time.perf_counter_ns() - started)
         COMMIT_SCORES.observe(self.counts.cells, scores)
         return outcomes
 
-    def _only_known(self, batch: Sequence[Change], full: StoreFull) -> list[Outcome]:
-        """Return the outcomes of what counts nothing, which needs no room, and `full` for all other changes.
+    def _known(self, batch: Sequence[Change]) -> list[Outcome | None]:
+        """Return the outcomes of what counts nothing, which needs no room; None for all other changes.
 
-        Raises `full` if that is all of them.
+        Nothing may be raised here: the transaction would live as long as the error, and with it a place among LMDB's readers.
         """
         with self._env.begin(db=self._tables.means) as txn:
-            outcomes = [Commit(txn, self._tables, self._meta, self._journal, self.bounds).known(change) for change in batch]
-        if not any(outcomes):
-            raise full
-        return [outcome or full for outcome in outcomes]
+            return [Commit(txn, self._tables, self._meta, self._journal, self.bounds).known(change) for change in batch]
 
     def _tend(self) -> None:
         """Look after the store between commits: its own thread does, which leaves the work to the writer thread."""
