@@ -3,13 +3,13 @@
 import runpy
 import sys
 
-from scoremean import process as children
+from scoremean import process
 
 
 def main() -> int:
     """Run the command line; in a binary that was started as a child, the module that it is told to. Return the exit code."""
     match sys.argv[1:]:
-        case [children.CHILD_FLAG, module, *arguments] if children.frozen() and module in children.CHILD_MODULES:
+        case [process.CHILD_FLAG, module, *arguments] if process.is_frozen() and module in process.CHILD_MODULES:
             sys.argv[1:] = arguments
             runpy.run_module(module, run_name="__main__", alter_sys=True)
             return 0

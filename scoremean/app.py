@@ -12,7 +12,6 @@ import errno
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -20,13 +19,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from scoremean.web.access import Access
 from scoremean.errors import ListenError
 from scoremean.web.handlers import Handlers
 from scoremean.web.events import Live
-from scoremean.notify import STOPPING, notify
+from scoremean.process import STOPPING, notify, with_descriptors
 from scoremean.web.server import Router, Server
 from scoremean.settings import Settings
 from scoremean.store.base import Store
@@ -42,8 +39,6 @@ _HINTS = {
 }
 
 COLLECT_AT_OBJECTS = 20_000
-# Descriptors for all but connections: the store's files, sockets that listen, workers, threads' wake-ups.
-DESCRIPTORS_KEPT = 128
 LISTEN_BACKLOG = 1024
 
 
@@ -195,18 +190,6 @@ def _url(listening: socket.socket, tls: bool) -> str:
         return f"unix:{listening.getsockname()}"
     host, port = listening.getsockname()[:2]
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def with_descriptors(settings: Settings) -> Settings:
-    """Let this process open as many files as it may, and return `settings` with a connections_max that this allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY or settings.connections_max + DESCRIPTORS_KEPT <= hard:
-        return settings
-    connections_max = max(hard - DESCRIPTORS_KEPT, 1)
-    _log.warning("connections_max is %d: this process may open no more than %d files", connections_max, hard)
-    return replace(settings, connections_max=connections_max)
 
 
 def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ import msgspec
 from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
-from scoremean.notify import READY, notify
+from scoremean.process import READY, loop_factory, notify
 from scoremean.ops.backup import backup, check, check_file, replacing, restore, stream
 from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
 from scoremean.store import open_store
@@ -174,7 +174,7 @@ def _add_verb(verbs, name: str, run: Callable, text: str, settings: Iterable[str
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
     from scoremean.app import ignore_signals, serve
     from scoremean.logs import log_to_stderr
-    from scoremean.workers import loop_factory, serve_with_workers
+    from scoremean.workers import serve_with_workers
 
     log_to_stderr(settings)
     if settings.exposed and not settings.tls_cert:
@@ -340,7 +340,7 @@ def _check(options: argparse.Namespace, settings: Settings) -> int:
     _print_json(health)
     if not health.damages:
         return OK
-    return _complain(f"{name} is damaged: keep it as it is, and make a store of a backup with `scoremean restore`", DAMAGED)
+    return _complain(f"{name} is damaged: keep it, and let `scoremean restore` make a store of a sound backup", DAMAGED)
 
 
 def _backup(options: argparse.Namespace, settings: Settings) -> int:

@@ -26,13 +26,12 @@ from contextlib import suppress
 import msgspec
 from msgspec import Struct
 
-from scoremean import process as children
 from scoremean.web.access import Access
 from scoremean.app import answer_signals, close_all, ignore_signals, listen, serve
 from scoremean.counts import Counts
 from scoremean.errors import ScoremeanError
 from scoremean.logs import log_to_stderr
-from scoremean.notify import STOPPING, notify
+from scoremean.process import STOPPING, child_command, child_environment, loop_factory, notify
 from scoremean.settings import Settings
 from scoremean.store.base import Store
 from scoremean.store.embedded.store import LmdbStore
@@ -74,15 +73,6 @@ async def serve_with_workers(settings: Settings, store: Store, version: str, ann
     """
     parent = _Parent(settings, store, version, announce)
     return await parent.run()
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's when it is installed: the same loop, faster."""
-    try:
-        import uvloop  # pylint: disable=import-outside-toplevel  # optional: the extra `speed`
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 class _Parent:
@@ -159,13 +149,13 @@ class _Parent:
             # It takes SIGHUP when it can answer: it may have read its files by then, and must not miss that they have changed.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
             process = subprocess.Popen(  # pylint: disable=consider-using-with  # it is waited for below
-                children.command("scoremean.workers"),
+                child_command("scoremean.workers"),
                 stdin=worker_control,
                 stdout=worker_control,
                 pass_fds=[start.connection, start.counts, *start.listening],
                 # The SIGINT of a terminal is for the parent alone, which then stops the workers.
                 start_new_session=True,
-                env=children.environment(),
+                env=child_environment(),
             )
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
         self._processes.add(process)

@@ -36,7 +36,7 @@ from scoremean.store.base import Change, Outcome
 # The long form of the random walks, at least 10,000 steps each; docs/contributing.md has the command.
 LONG = bool(os.environ.pop("SCOREMEAN_LONG", ""))  # or every process of a test would tell that this is no setting
 
-# Under these limits of scoremean.store.embedded.journal a few commits fill the journal, and every slice of a fold is as short as can be.
+# Under these limits of the journal a few commits fill it, and every slice of a fold is as short as can be.
 SMALL_JOURNAL = {
     "FOLD_AT_ENTRIES": 8,
     "BATCH_MAX_ENTRIES": 4,
@@ -45,8 +45,8 @@ SMALL_JOURNAL = {
     "DROP_SLICE_RECORDS": 2,
 }
 _SERVE_SMALL = (
-    f"import sys; from scoremean import cli; from scoremean.store import journal; vars(journal).update({SMALL_JOURNAL});"
-    " sys.exit(cli.main())"
+    f"import sys; from scoremean import cli; from scoremean.store.embedded import journal;"
+    f" vars(journal).update({SMALL_JOURNAL}); sys.exit(cli.main())"
 )
 
 
@@ -242,9 +242,10 @@ class Oracle:
         return tally or UnknownUUID
 
     def _merge(self, merge: Merge) -> Tally | type[RequestError]:
+        if self.tally(merge.uuid) is None:
+            return UnknownUUID
         scores, taken = self._scores[merge.uuid], self._taken[merge.uuid]
-        if isinstance(error := self._forget(merge.uuid), type):
-            return error
+        self._forget(merge.uuid)
         self._scores[merge.into] += scores
         self._taken[merge.into] += taken
         return self.tally(merge.into)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import scoremean
-from scoremean import Add, Score, Tally, cli, open_store, workers
+from scoremean import Add, Score, Tally, cli, open_store
+from scoremean.process import loop_factory
 from tests.support import Server, assert_sound, require_program, scores_of
 
 
@@ -197,7 +198,7 @@ def test_serve_says_it_for_a_socket_with_tokens_too(tmp_path):
 def test_serve_works_without_uvloop(tmp_path, monkeypatch, capsys):
     """It is optional."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert workers.loop_factory() is None
+    assert loop_factory() is None
     monkeypatch.setattr("scoremean.app.serve", lambda *_: asyncio.sleep(0, result=False))
     monkeypatch.setattr("scoremean.app.ignore_signals", lambda _: None)  # for this process goes on
     assert cli.main(["serve", "--store", str(tmp_path)]) == 1

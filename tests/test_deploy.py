@@ -16,7 +16,7 @@ from urllib.request import Request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from scoremean.notify import READY, notify
+from scoremean.process import READY, notify
 from scoremean.settings import SETTINGS
 from tests.support import Server, fetch, require_program
 from tests.test_layers import PACKAGE

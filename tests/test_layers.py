@@ -12,7 +12,7 @@ import scoremean
 
 PACKAGE = Path(scoremean.__file__).parent
 LINE = (
-    "errors model settings process notify counts metrics store.base store.embedded.format store.embedded.journal "
+    "errors model settings process counts metrics store.base store.embedded.format store.embedded.journal "
     "store.embedded.erasure store.embedded.files store.embedded.commit store.embedded.check store.embedded.store "
     "store.embedded store.forward store writer logs web.overview web.wire web.assets web.access web.server web.events "
     "web.openapi web.docs_page web.handlers web app client workers ops.transfer ops.backup ops cli __main__".split()
@@ -72,7 +72,7 @@ def test_only_the_codec_knows_msgpack():
     """The bytes on disk are known in one place; likewise lmdb and the store, aiohttp and the HTTP modules."""
     users = {
         "msgpack": {"store.embedded.format"},
-        "lmdb": {f"store.embedded.{name}" for name in ("journal", "erasure", "files", "commit", "check", "store")} | {"ops.backup"},
+        "lmdb": {f"store.embedded.{name}" for name in "journal erasure files commit check store".split()} | {"ops.backup"},
         "aiohttp": {"web.server", "web.handlers", "client"},
     }
     for library, allowed in users.items():

@@ -241,7 +241,7 @@ def test_a_store_that_is_cut_off_is_damaged(run, filled, tmp_path, length):
     held = names(filled)
     code, health, message = run("check", "--store", filled)
     assert (code, health["stats"]) == (4, None) and health["damages"]
-    assert message.startswith(f"scoremean: {filled} is damaged: keep it as it is") and "`scoremean restore`" in message
+    assert message.startswith(f"scoremean: {filled} is damaged: keep it, and let") and "`scoremean restore`" in message
     assert names(filled) == held
     code, _, message = run("backup", "--store", filled, "--output", tmp_path / "copy")
     assert code in (3, 4) and message.count("\n") == 1

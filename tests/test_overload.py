@@ -10,8 +10,8 @@ from concurrent.futures import Future
 import pytest
 from aiohttp import ClientSession
 
-from scoremean import app
-from scoremean.app import Service, with_descriptors
+from scoremean.app import Service, log_loop_error
+from scoremean.process import with_descriptors
 from scoremean.model import Score, Tally
 from scoremean.web.server import REFUSED_MAX, Server
 from scoremean.settings import Settings
@@ -271,10 +271,10 @@ async def test_a_body_that_never_comes_delays_a_stop_until_its_time_is_over(serv
 async def test_a_fault_of_the_outside_world_is_one_line(caplog):
     """Such as no more descriptors, which asyncio tells again and again; a bug is told with all there is."""
     loop = asyncio.get_running_loop()
-    app.log_loop_error(loop, {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many files")})
+    log_loop_error(loop, {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many files")})
     assert caplog.messages == ["socket.accept() out of system resource: [Errno 24] Too many files"]
     assert caplog.records[0].exc_info is None
-    app.log_loop_error(loop, {"message": "a bug", "exception": ValueError("oops")})
+    log_loop_error(loop, {"message": "a bug", "exception": ValueError("oops")})
     assert caplog.records[1].exc_info is not None
 
 
@@ -282,8 +282,8 @@ async def test_a_fault_of_the_outside_world_is_one_line(caplog):
 def fixture_limits(monkeypatch):
     """The limits of open files of this process, which are not really changed."""
     limits = [1024, 4096]
-    monkeypatch.setattr(app.resource, "getrlimit", lambda _: tuple(limits))
-    monkeypatch.setattr(app.resource, "setrlimit", lambda _, new: limits.__setitem__(slice(None), new))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.__setitem__(slice(None), new))
     return limits
 
 

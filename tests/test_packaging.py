@@ -18,7 +18,7 @@ from urllib.request import Request
 import pytest
 
 from scoremean import __main__ as entry
-from scoremean import process as children
+from scoremean.process import CHILD_FLAG, child_command, child_environment
 from tests.support import Server, fetch, require_library, require_program
 from tests.test_layers import PACKAGE
 
@@ -174,7 +174,7 @@ def test_the_wheel_serves(built, tmp_path):
 def test_a_child_of_the_binary_is_the_binary(monkeypatch):
     """With the flag, by which it finds the module again, and runs it as `python -m` does."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    command = children.command("scoremean.ops.backup", "pages", "/store")
+    command = child_command("scoremean.ops.backup", "pages", "/store")
     assert command[0] == sys.executable and "-m" not in command
     monkeypatch.setattr(sys, "argv", command)
     ran = []
@@ -187,7 +187,7 @@ def test_a_child_of_the_binary_is_the_binary(monkeypatch):
 def test_the_flag_runs_nothing_else(monkeypatch, capsys, frozen, module):
     """Neither another module, nor anything outside of a binary: then it is a flag that nobody knows."""
     monkeypatch.setattr(sys, "frozen", frozen, raising=False)
-    monkeypatch.setattr(sys, "argv", ["scoremean", children.CHILD_FLAG, *([module] if module else [])])
+    monkeypatch.setattr(sys, "argv", ["scoremean", CHILD_FLAG, *([module] if module else [])])
     with pytest.raises(SystemExit) as exit_:
         entry.main()
     assert exit_.value.code == 2
@@ -198,6 +198,6 @@ def test_what_a_child_is_not_told(monkeypatch):
     """The socket on which its parent alone tells the service manager that it is ready."""
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
     monkeypatch.setenv("KEPT", "kept")
-    environment = children.environment()
+    environment = child_environment()
     assert "NOTIFY_SOCKET" not in environment and environment["KEPT"] == "kept"
     assert str(ROOT) in environment["PYTHONPATH"].split(os.pathsep)

@@ -26,9 +26,9 @@ from typing import IO
 from lmdb.verify import VerifyError, verify
 from msgspec import Struct
 
-from scoremean import process as children
 from scoremean.errors import NotWritten, ScoremeanError, StoreDamaged, StoreError, StoreForeign
 from scoremean.model import Stats
+from scoremean.process import child_command, child_environment
 from scoremean.store.embedded.check import summary
 from scoremean.store.embedded.files import DATA_FILE, copy_pages, fsync_directory, make_directory, require_store
 from scoremean.store.embedded.store import DISK_RESERVE_BYTES, LmdbStore
@@ -189,7 +189,7 @@ def _copy(path: Path, how: str, write: Callable[[bytes], None]) -> None:
         StoreError: it cannot be read.
     """
     with subprocess.Popen(
-        children.command("scoremean.ops.backup", how, str(path)),
+        child_command("scoremean.ops.backup", how, str(path)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -197,7 +197,7 @@ def _copy(path: Path, how: str, write: Callable[[bytes], None]) -> None:
         # The SIGINT of a terminal is for this process alone. When it closes the pipe, that one ends too, and lets go of the
         # pages that it reads; one that is killed would hold them until the store is opened by another.
         start_new_session=True,
-        env=children.environment(),
+        env=child_environment(),
     ) as process:
         while data := process.stdout.read(CHUNK_BYTES):
             write(data)

@@ -8,13 +8,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from scoremean.store.embedded.files import DATA_FILE, LOCK_FILE
+from scoremean.store.embedded.files import DATA_FILE, LOCK_FILE, free_bytes
+from scoremean.store.embedded.store import DISK_RESERVE_BYTES
 from tests.reliability import wire
 from tests.reliability.campaign import Finding, Missing, Trial, campaign
 from tests.reliability.disk_clients import (
@@ -275,9 +277,11 @@ class _FullDisk:
             tasks.create_task(self._read())
             for _ in range(rounds):
                 await self._until_all(COUNTED)
-                await asyncio.to_thread(_fill, self._filler)
+                # Up to the reserve first, so that no commit is caught between its look at the disk and its writing.
+                await asyncio.to_thread(_fill, self._filler, DISK_RESERVE_BYTES // 2)
                 self._full = True
                 await self._until_all(STORE_FULL)
+                await asyncio.to_thread(_fill, self._filler, 0)
                 await asyncio.sleep(0.1)  # in which reads and refused posts go on
                 self._full = False
                 self._filler.unlink()
@@ -313,11 +317,11 @@ class _FullDisk:
         connection.close()
 
 
-def _fill(filler: Path) -> None:
-    """Write zeros until nothing more fits on the disk."""
-    try:
-        with open(filler, "wb", buffering=0) as file:
-            while file.write(bytes(1 << 18)) == 1 << 18:
-                pass
-    except OSError:
-        pass
+def _fill(filler: Path, left_bytes: int) -> None:
+    """Append zeros until no more than this is left on the disk."""
+    with suppress(OSError), open(filler, "ab", buffering=0) as file:
+        while free_bytes(file.fileno()) > left_bytes and file.write(bytes(1 << 18)) == 1 << 18:
+            pass
+    with suppress(OSError), open(filler, "ab", buffering=0) as file:
+        while not left_bytes and file.write(bytes(1 << 12)):
+            pass

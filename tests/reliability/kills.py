@@ -16,7 +16,7 @@ from scoremean.client import Client
 from scoremean.store.embedded.store import LmdbStore
 from tests.reliability import broken, wire
 from tests.reliability.campaign import Finding, Trial, campaign
-from tests.reliability.ledger import FLAGS, Drive, Ledger, Pair, explain, torn
+from tests.reliability.ledger import FLAGS, SCORE_MAX, Drive, Ledger, Pair, explain, torn
 from tests.reliability.wire import Connection
 from tests.support import Server, assert_sound
 from tests.test_client import LOSSY_RATE, LossyProxy, post_in_batches, post_one_by_one
@@ -59,7 +59,7 @@ class Killed:
 
     def fill(self, uuids: int, times: int) -> None:
         """Give the journal entries, so that a start has something to replay."""
-        with LmdbStore(self._store) as store:
+        with LmdbStore(self._store, score_max=SCORE_MAX) as store:
             for _ in range(times):
                 store.commit([Add(f"filled-{n}", Tally(1, 1)) for n in range(uuids)])
         self.ledger.known |= {f"filled-{n}": (times, times) for n in range(uuids)}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 from yarl import URL
 
-from scoremean.workers import loop_factory
+from scoremean.process import loop_factory
 
 JSON = "application/json"
 

@@ -29,12 +29,12 @@ from threading import Event, Lock, Thread
 
 import lmdb
 
-from scoremean import process as children
 from scoremean.store.embedded import format as codec
 from scoremean.store.embedded.format import Generation
 from scoremean.counts import COMMIT_DURATION, COMMIT_SCORES, DISK_FREE_BYTES, FOLD_DURATION, JOURNAL_ENTRIES, Counts
 from scoremean.errors import InvalidQuery, StoreDamaged, StoreError, StoreForeign, StoreFull, Stopping
 from scoremean.model import Page, Stats, Tally, Text, require_uuid, require_uuids
+from scoremean.process import hold_standard_descriptors
 from scoremean.store.base import ID_RETENTION_SECONDS, SIZE_MAX_BYTES, Change, Outcome, Store
 from scoremean.store.embedded.check import Check, summary
 from scoremean.store.embedded.commit import Commit, Meta, scores_in
@@ -119,7 +119,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         self._commits = self._commits_tended = 0
         self._lock: WriterLock | None = None
         try:
-            children.hold_standard_descriptors()
+            hold_standard_descriptors()
             if readonly:
                 require_store(self.path)
             else:
@@ -405,21 +405,20 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
             except lmdb.MapFullError:
                 outcomes = self._write_without_fold(batch, generation, counted)
         except StoreFull as error:
-            return self._only_known(batch, error)
+            if any(outcomes := self._known(batch)):
+                return [outcome or error for outcome in outcomes]
+            raise
         COMMIT_DURATION.observe(self.counts.cells, time.perf_counter_ns() - started)
         COMMIT_SCORES.observe(self.counts.cells, scores)
         return outcomes
 
-    def _only_known(self, batch: Sequence[Change], full: StoreFull) -> list[Outcome]:
-        """Return the outcomes of what counts nothing, which needs no room, and `full` for all other changes.
+    def _known(self, batch: Sequence[Change]) -> list[Outcome | None]:
+        """Return the outcomes of what counts nothing, which needs no room; None for all other changes.
 
-        Raises `full` if that is all of them.
+        Nothing may be raised here: the transaction would live as long as the error, and with it a place among LMDB's readers.
         """
         with self._env.begin(db=self._tables.means) as txn:
-            outcomes = [Commit(txn, self._tables, self._meta, self._journal, self.bounds).known(change) for change in batch]
-        if not any(outcomes):
-            raise full
-        return [outcome or full for outcome in outcomes]
+            return [Commit(txn, self._tables, self._meta, self._journal, self.bounds).known(change) for change in batch]
 
     def _tend(self) -> None:
         """Look after the store between commits: its own thread does, which leaves the work to the writer thread."""
