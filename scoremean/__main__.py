@@ -13,9 +13,12 @@ def main() -> int:
             sys.argv[1:] = arguments
             runpy.run_module(module, run_name="__main__", alter_sys=True)
             return 0
-    from scoremean.cli import main as run  # pylint: disable=import-outside-toplevel  # a worker needs none of it
+    try:
+        from scoremean.cli import main as run  # pylint: disable=import-outside-toplevel  # a worker needs none of it
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # of one who did not wait for the modules to be read
+        return 130
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import threading
 
 import pytest
 from aiohttp import ClientSession
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scoremean import Tally, cli, open_store
@@ -616,12 +616,32 @@ def test_a_message_shows_little_of_a_line(run, tmp_path):
     assert code == 1 and len(messages) < 1200 + 4 * len(str(tmp_path))
 
 
+def test_a_line_with_many_members_takes_no_square_of_their_number():
+    """It would be minutes: a hundred thousand names, and the last one twice."""
+    line = b'{"UUID":"a","score":5,%s,"x":1,"x":2}' % b",".join(b'"%d":0' % number for number in range(100_000))
+    with pytest.raises(ImportStopped, match="stopped at .*:1;"):
+        imported(line, columns=transfer.Columns(id="id"))
+
+
 def test_a_line_without_an_end_is_given_up():
     """After so much of it, and not when memory is full, or after the square of its length."""
     reads = iter([b"x" * 100_000] * 1000)
     with pytest.raises(ImportStopped, match="file:1: the line is longer"):
         list(transfer._pieces("file", reads))  # pylint: disable=protected-access
     assert len(list(reads)) == 1000 - 11
+
+
+@pytest.mark.parametrize("before", range(5))
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n{}"])
+def test_how_long_a_line_may_be_does_not_depend_on_where_it_stands(monkeypatch, before, end):
+    """In which chunk, and how its file goes on."""
+    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 40)
+    monkeypatch.setattr("scoremean.transfer.LINE_MAX_BYTES", 44)
+    line = b'{"UUID":"a","score":5%s}'
+    blank = b"\n" * before
+    assert imported(blank + line % (b" " * 22) + end, skip=True) == {"a": Tally(5, 1)}
+    with pytest.raises(ImportStopped, match=f":{before + 1}: the line is longer than 44 bytes"):
+        imported(blank + line % (b" " * 23) + end, skip=True)
 
 
 @pytest.mark.parametrize("data", [LINES, gzip.compress(LINES)])
@@ -814,6 +834,7 @@ TALLIES = st.tuples(st.integers(1, 1 << 40), st.integers(0, 5)).map(lambda pair:
 PACKS = st.sampled_from([bytes, gzip.compress])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(TEXTS, TALLIES), st.sampled_from(["ndjson", "csv"]), PACKS, st.booleans())
 @example({"\ufeffa": Tally(1, 1), "a": Tally(2, 1)}, "csv", bytes, False)
 def test_an_export_is_imported_as_it_was(tallies, kind, pack, with_ids):
@@ -823,6 +844,7 @@ def test_an_export_is_imported_as_it_was(tallies, kind, pack, with_ids):
     assert imported(pack(file.getvalue()), tallies=True, with_ids=with_ids) == tallies
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(TEXTS, st.integers(0, 5), st.none() | TEXTS), max_size=20, unique_by=lambda row: row[2] or object()),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
@@ -845,6 +867,7 @@ def test_scores_that_another_program_writes_are_read_as_they_are(rows, quoting, 
         assert imported(end.join(json.dumps(line, ensure_ascii=ascii_only) for line in lines).encode()) == truth
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text('{}[]":,\\\n\r\0 UIDscoreid015abe', max_size=100).map(str.encode), st.booleans())
 def test_any_bytes_are_counted_or_refused_in_a_sentence(data, skip):
     """Nothing else comes out."""

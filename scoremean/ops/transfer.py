@@ -23,6 +23,7 @@ import shutil
 import stat
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ CHUNK_BYTES = 1 << 20
 SUMMED_MAX_UUIDS = 1 << 17
 
 COMMIT_MAX_SCORES = 10_000
-LINE_MAX_BYTES = 1 << 20
+LINE_MAX_BYTES = 1 << 20  # not less than CHUNK_BYTES
 SHOWN_MAX_FAULTS = 20
 SHOWN_MAX_CHARACTERS = 200
 
@@ -166,14 +167,12 @@ class Importer:
         Raises:
             ImportStopped: the file is at fault as a whole, or was changed meanwhile; or there are bad lines, and they are not
                 to be skipped. It is looked through before anything is counted, so nothing of it is, unless the store refuses
-                an id. Scores without ids are read once: nothing is counted unless there are more than SUMMED_MAX_UUIDS UUIDs.
+                an id. Scores without ids, not packed, are read once: nothing is counted up to SUMMED_MAX_UUIDS UUIDs.
             OSError: the file cannot be read.
         """
         with _Source(name) as source:
-            if self._with_ids or self._tallies:
+            if self._with_ids or self._tallies or source.packed:
                 self._look_through(source)
-            elif source.packed:  # whether it is whole is known at its end alone
-                source.drain()
             part = _Part(source.hash if self._with_ids else "")
             for chunk in self._chunks(source):
                 self._count(name, chunk, part)
@@ -489,12 +488,6 @@ class _Source:
         self._digest.update(data)
         return data
 
-    def drain(self) -> None:
-        """Read it to its end, to see that it is sound."""
-        for _ in iter(self.begin(), b""):
-            pass
-        self.require_same()
-
     def require_same(self) -> None:
         """Take the hash of what was read to the end.
 
@@ -533,21 +526,22 @@ def _pieces(name: str, reads: Iterable[bytes]) -> _Pieces:
     """
     number, rest = 1, b""
     for data in reads:
-        head, newline, rest = (rest + data).rpartition(b"\n")
+        text = rest + data
+        if (len(text) if b"\n" not in text else text.index(b"\n")) > LINE_MAX_BYTES:  # the others fit into what is read at once
+            raise ImportStopped(f"{name}:{number}: the line is longer than {LINE_MAX_BYTES:,} bytes; a line ends at a newline")
+        head, newline, rest = text.rpartition(b"\n")
         if newline:
             yield number, head + newline
             number += head.count(b"\n") + 1
-        if len(rest) > LINE_MAX_BYTES:
-            raise ImportStopped(f"{name}:{number}: the line is longer than {LINE_MAX_BYTES:,} bytes; a line ends at a newline")
     if rest:
         yield number, rest
 
 
 def _is_plain(text: bytes) -> bool:
-    """Return whether each line is one object with three strings, UUID and score and the value of the former, or at fault.
+    """Return whether each line can be but one object of UUID and score, each once, if msgspec takes the text for such objects.
 
-    Every line ends with an object, and such an object has six quotes at least. So as many quotes as that make one object of
-    each line, with no member that stands twice: msgspec would take the last one, and two objects on a line, or one on two.
+    It takes two on a line as well, or one on two, and of a member that stands twice the last. But each object has six quotes or
+    more; so if every line ends with one, and there are six a line, there is no room for anything else.
     """
     last = text[-1:] == b"}"
     lines = text.count(b"\n") + last
@@ -572,8 +566,8 @@ def _object(line: bytes) -> Any:
 def _members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise InvalidScore(f"the member {max(names, key=names.count)!r} stands twice")
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise InvalidScore(f"the member {name!r} stands twice")
     return members
 
 

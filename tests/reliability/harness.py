@@ -26,7 +26,7 @@ from tests.reliability.campaign import CAMPAIGNS, Campaign, Missing, Trial
 RESULTS = CACHE / "reliability.json"
 
 # Modules in the order in which their campaigns run and stand on the page; those of others come last.
-ORDER = ("kills", "disk", "disk_states", "history", "slow", "overload", "abuse", "clock", "fuzz", "soak")
+ORDER = ("kills", "disk", "disk_states", "history", "slow", "overload", "abuse", "clock", "fuzz", "files", "soak")
 
 
 class Result(Struct):
