@@ -366,7 +366,10 @@ def test_a_large_file_imported_twice_and_killed_in_between(run, many_scores, tmp
     small_parts = {"CHUNK_BYTES": 1 << 12, "SUMMED_MAX_UUIDS": 50}
     for name, value in small_parts.items():
         monkeypatch.setattr(f"scoremean.ops.transfer.{name}", value)
-    code = f"import sys; from scoremean import cli, transfer; vars(transfer).update({small_parts}); sys.exit(cli.main())"
+    code = (
+        "import sys; from scoremean import cli; from scoremean.ops import transfer;"
+        f" vars(transfer).update({small_parts}); sys.exit(cli.main())"
+    )
     command = [sys.executable, "-c", code, "import", str(many_scores), "--store", str(tmp_path / "store")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -635,8 +638,8 @@ def test_a_line_without_an_end_is_given_up():
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n{}"])
 def test_how_long_a_line_may_be_does_not_depend_on_where_it_stands(monkeypatch, before, end):
     """In which chunk, and how its file goes on."""
-    monkeypatch.setattr("scoremean.transfer.CHUNK_BYTES", 40)
-    monkeypatch.setattr("scoremean.transfer.LINE_MAX_BYTES", 44)
+    monkeypatch.setattr("scoremean.ops.transfer.CHUNK_BYTES", 40)
+    monkeypatch.setattr("scoremean.ops.transfer.LINE_MAX_BYTES", 44)
     line = b'{"UUID":"a","score":5%s}'
     blank = b"\n" * before
     assert imported(blank + line % (b" " * 22) + end, skip=True) == {"a": Tally(5, 1)}

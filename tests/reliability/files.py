@@ -27,7 +27,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from scoremean import cli, open_store, transfer
+from scoremean import cli, open_store
+from scoremean.ops import transfer
 from tests.benchmarks.data import ROOT
 from tests.reliability.campaign import Finding, Trial, campaign
 
@@ -39,7 +40,7 @@ TEXT_MAX_BYTES = 256
 BROKEN_HERE = {
     "cells-are-parsed": (
         "An import takes a UUID of digits for the number that it looks like.",
-        "from scoremean import transfer\n"
+        "from scoremean.ops import transfer\n"
         "item = transfer.Importer._item\n"
         "def parsed(self, value):\n"
         "    if isinstance(value, dict) and str(value.get('UUID')).isdecimal():\n"
@@ -49,11 +50,11 @@ BROKEN_HERE = {
     ),
     "last-member-wins": (
         "An import leaves it to the decoder what stands on a line, and how often.",
-        "from scoremean import transfer\ntransfer._is_plain = lambda text: True\n",
+        "from scoremean.ops import transfer\ntransfer._is_plain = lambda text: True\n",
     ),
     "cut-gzip-ends": (
         "An import takes the place where gzip is cut off for its end.",
-        "from scoremean import transfer\n"
+        "from scoremean.ops import transfer\n"
         "unpack = transfer._Source._unpack\n"
         "def lenient(self, file):\n"
         "    try:\n"
@@ -113,7 +114,7 @@ class Options:
 
     @property
     def limits(self) -> dict[str, int]:
-        """Those of scoremean.transfer."""
+        """Those of scoremean.ops.transfer."""
         limits = {"CHUNK_BYTES": self.chunk_bytes, "SUMMED_MAX_UUIDS": self.summed_max_uuids}
         return limits | {"LINE_MAX_BYTES": LINE_MAX_BYTES, "COMMIT_MAX_SCORES": 7}
 
@@ -534,7 +535,10 @@ class Ended(NamedTuple):
 def command(arguments: Sequence[str], limits: dict[str, int], real: bool) -> Ended:
     """Run `scoremean` with these limits of the import, in this process or in one of its own."""
     if real:
-        code = f"import sys; from scoremean import cli, transfer; vars(transfer).update({limits}); sys.exit(cli.main())"
+        code = (
+            "import sys; from scoremean import cli; from scoremean.ops import transfer;"
+            f" vars(transfer).update({limits}); sys.exit(cli.main())"
+        )
         done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, check=False)
         return Ended(done.returncode, done.stdout, done.stderr.decode())
     vars(transfer).update(limits)
