@@ -430,6 +430,8 @@ def _require_streams() -> None:
             os.set_inheritable(descriptor, True)  # as the others are, for workers
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
+        if isinstance(sys.stdout.buffer, io.RawIOBase):  # of PYTHONUNBUFFERED, which takes a part of what is written for all
+            sys.stdout = os.fdopen(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False)
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
