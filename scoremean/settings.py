@@ -119,11 +119,15 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def require_directory(store: str) -> None:
-    """Raise SettingError if `store` looks like a URL: a mistyped one would be made as a new, empty directory."""
-    if scheme := re.match("[A-Za-z][A-Za-z0-9+.-]+:", store):
+    """Raise SettingError if `store` looks like a URL: a mistyped one would be made as a new, empty directory.
+
+    That is any name with a colon in its first part, since quotes and the like in front of a URL make no directory of it. Only
+    the scheme is told: the rest may be a password.
+    """
+    if scheme := re.match(r"(?!\.)[^/]*?:", store):
         raise SettingError(
-            f"the scheme {scheme[0]} of the store {store!r} is not known: a store is a directory, and one that is called so is"
-            f" ./{store}"
+            f"the scheme {scheme[0].strip()} of the store is not known: a store is a directory, and one whose name begins so is"
+            " given with ./ in front"
         )
 
 
