@@ -110,10 +110,15 @@ def test_a_score_that_is_too_large_for_a_service_is_a_bad_line(run, tmp_path):
 
 def test_a_service_that_is_not_there_is_not_waited_for(run, tmp_path, unused_tcp_port):
     """Nothing is tried ten times, and nothing is read before."""
-    for address in (f"127.0.0.1:{unused_tcp_port}", "127.0.0.1:99999", f"{'a' * 70}.example"):
+    for address in (f"127.0.0.1:{unused_tcp_port}", f"{'a' * 70}.example"):
         code, report, messages = run("import", tmp_path / "none", "--url", f"http://{address}")
         assert (code, report) == (1, None)
         assert messages.startswith(f"scoremean: nothing answers at http://{address}: ") and messages.count("\n") == 1
+    for url in ("127.0.0.1:8080", "http://127.0.0.1:99999", "localhost", "ftp://127.0.0.1", "http://", "http://local host", ""):
+        assert run("import", tmp_path / "none", "--url", url)[::2] == (
+            2,
+            f"scoremean: {url!r} is not the URL of a service, such as http://127.0.0.1:8080\n",
+        )
 
 
 def test_a_second_run_with_other_settings_is_refused(run, tmp_path):
