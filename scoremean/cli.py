@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_mend(verbs) -> None:
-    settings = ["store", "store_size_max_gib", "id_retention_hours", "token_file"]
+    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours", "token_file"]
     text = "take a score out of its mean, in a store that is not served or through a service"
     void = _add_verb(verbs, "void", _void, text, settings)
     void.add_argument("name", metavar="ID|UUID", help="the id of the score; or, for one whose id is not known, its UUID")

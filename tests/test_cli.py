@@ -86,6 +86,18 @@ def test_a_score_of_an_import_is_voided(tmp_path, capsys):
     assert_sound(tmp_path / "store")
 
 
+def test_a_store_of_another_range_is_mended_with_the_flags_that_its_refusal_names(tmp_path, capsys):
+    """Every verb that writes a store has them."""
+    place = ["--store", str(tmp_path / "store")]
+    with open_store(tmp_path / "store", score_min=-5, score_max=10) as store:
+        store.commit(scores_of([("a", 7), ("a", -5)]))
+    for verb in (["void", "a", "7"], ["merge", "a", "--into", "b"]):
+        assert cli.main([*verb, *place]) == 3
+        flags = capsys.readouterr().err.partition(": give ")[2].partition(". ")[0].split()
+        assert flags == ["--score-min", "-5", "--score-max", "10"]
+        assert mend(capsys, place, *verb, *flags)["sum"] == -5
+
+
 @pytest.mark.parametrize("score", ["5.0", "", "x", "true", "\u0665", "1_0", "+5", "0x5"])
 def test_a_score_on_the_command_line_is_an_integer_as_in_a_post(filled, capsys, score):
     """Digits of ASCII alone."""
