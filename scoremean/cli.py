@@ -324,13 +324,16 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
         if options.output == "-":
             export(store, sys.stdout.buffer, options.format)
             return OK
+        target = Path(os.path.realpath(options.output))
+        if target.parent == Path(os.path.realpath(settings.store)) and target.suffix in {".mdb", ".lock"}:
+            raise SettingError(f"{options.output} is a file of the store itself: give --output another name")
         with _refusing(f"write {options.output}"), replacing(Path(options.output)) as file:
             export(store, file, options.format)
     return OK
 
 
 def _check(options: argparse.Namespace, settings: Settings) -> int:
-    name = options.file or settings.store
+    name = settings.store if options.file is None else options.file
     with _refusing(f"check {name}"):
         if options.file is not None:
             health = check_file(Path(name), name)

@@ -760,7 +760,21 @@ def test_an_export_goes_through_links_and_into_pipes(run, tmp_path):
     os.close(descriptor)
     code, _, messages = run("export", "--output", tmp_path)
     assert code == 1 and messages.endswith("Is a directory\n")
+    (tmp_path / "loop").symlink_to("loop")
+    code, _, messages = run("export", "--output", tmp_path / "loop" / "file")
+    assert code == 1 and messages.endswith("Too many levels of symbolic links\n")
     assert run("export", "--output", "/dev/full")[::2] == (1, "scoremean: cannot write /dev/full: No space left on device\n")
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "scoremean.lock"])
+def test_an_export_takes_the_place_of_no_file_of_its_store(run, tmp_path, name):
+    """Nor through a link; a file beside them it does."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    (tmp_path / "link").symlink_to("store")
+    assert run("export", "--output", tmp_path / "link" / name)[0] == 2
+    assert run("export", "--output", tmp_path / "store" / "means.ndjson")[0] == 0
+    assert contents(tmp_path / "store") == EXPECTED
 
 
 def test_an_export_to_dev_stdout_is_appended_where_a_shell_appends(run, tmp_path):
