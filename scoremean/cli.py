@@ -148,7 +148,7 @@ def _add_import(verbs) -> None:
     verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line [stop]")
     for name in ("UUID", "score"):
         text = f"the member or column that holds the {name} [{name}]"
-        verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
+        verb.add_argument(f"--{name.lower()}-column", metavar="NAME", help=text)
     text = "the member or column that holds the id [id, unless another column is named]"
     verb.add_argument("--id-column", metavar="NAME", help=text)
 

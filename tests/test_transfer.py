@@ -486,10 +486,11 @@ def test_an_empty_cell_is_no_id_and_no_uuid(run, tmp_path):
         ("id,score", ["--uuid-column", "id"], "score"),
         ("UUID,id", ["--score-column", "id"], "id"),
         ("user,score,id", ["--uuid-column", "user"], "score"),
+        ("UUID,score,id", ["--uuid-column", "UUID", "--score-column", "score"], "score"),
     ],
 )
 def test_a_column_is_an_id_only_where_it_is_named_as_one(run, tmp_path, header, flags, score):
-    """Neither one that is the UUID or the score, nor one beside columns with names of their own; in NDJSON likewise."""
+    """Neither one that is the UUID or the score, nor one beside columns that are named; in NDJSON likewise."""
     row = {name: "a" for name in header.split(",")} | {score: 5}
     (tmp_path / "csv").write_text(header + f"\n{','.join(map(str, row.values()))}" * 3)
     (tmp_path / "ndjson").write_text((json.dumps(row) + "\n") * 3)
@@ -503,6 +504,12 @@ def test_a_column_that_is_named_as_the_id_is_one(run, tmp_path):
     (tmp_path / "ndjson").write_text('{"UUID":"a","score":5,"key":"2","x":1}\n' * 2)
     assert run("import", tmp_path / "csv", "--uuid-column", "user", "--id-column", "key")[1]["counted"] == 1
     assert run("import", tmp_path / "ndjson", "--id-column", "key")[1]["counted"] == 1
+    (tmp_path / "unnamed").write_text("UUID,score,\na,5,3\na,5,3\n")
+    assert run("import", tmp_path / "unnamed", "--id-column", "")[1]["counted"] == 1
+    assert run("import", tmp_path / "csv", "--uuid-column", "user", "--id-column", "")[::2] == (
+        1,
+        f"scoremean: {tmp_path}/csv:1: the header lacks the column ; it has ['user', 'score', 'key']\n",
+    )
 
 
 @pytest.mark.parametrize(
