@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import stat
 import tempfile
 import zlib
@@ -515,14 +514,24 @@ class _Source:
 
 
 def _opened(name: str) -> IO[bytes]:
-    """Return a file that can be read twice: standard input, and any pipe, is copied to a temporary one."""
+    """Return a file that can be read twice: standard input, and any pipe, is copied to a temporary one.
+
+    Raises:
+        ImportStopped: there is no room for the copy.
+    """
     piped = name == "-"
     file = open(0 if piped else name, "rb", closefd=not piped)  # pylint: disable=consider-using-with  # the caller closes it
     if not piped and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     with file:
         copy = tempfile.TemporaryFile()  # pylint: disable=consider-using-with  # likewise
-        shutil.copyfileobj(file, copy)
+        for data in iter(partial(file.read, CHUNK_BYTES), b""):
+            try:
+                copy.write(data)
+                copy.flush()
+            except OSError as error:
+                reason = f"{error.strerror}; make room, or set TMPDIR to another directory"
+                raise ImportStopped(f"cannot keep a copy of {name} in {tempfile.gettempdir()}: {reason}") from error
     copy.seek(0)
     return copy
 

@@ -651,6 +651,15 @@ def test_a_pipe_is_a_file(run, tmp_path, data):
     assert contents(tmp_path / "store") == EXPECTED
 
 
+def test_a_pipe_that_no_copy_can_be_kept_of(tmp_path):
+    """It is not what cannot be read."""
+    verb = [sys.executable, "-m", "scoremean", "import", "-", "--store", str(tmp_path / "store")]
+    limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *verb]
+    done = subprocess.run(limited, input=LINES + b"\n" * 100_000, capture_output=True, check=False)
+    told = f"cannot keep a copy of - in {tempfile.gettempdir()}: File too large; make room, or set TMPDIR to another directory"
+    assert (done.returncode, done.stderr.decode()) == (1, f"scoremean: {told}\n")
+
+
 def append(path) -> None:
     """Write the rest of a line, and another."""
     with path.open("ab") as file:
