@@ -33,7 +33,7 @@ from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDam
 from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
 from scoremean.notify import READY, notify
 from scoremean.operate import backup, check, check_file, replacing, restore, stream
-from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
+from scoremean.settings import SETTINGS, Settings, add_flags, integer, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Change, Store
 from scoremean.store.files import DATA_FILE, require_store
@@ -233,11 +233,6 @@ def _void(options: argparse.Namespace, settings: Settings) -> int:
         return _mend(options, settings, Void(options.name), lambda client: client.void(options.name))
     score = Score(options.name, options.score, uuid4().hex if options.id is None else options.id)
     return _mend(options, settings, VoidScore(score), lambda client: client.void_score(score), score.uuid)
-
-
-def integer(text: str) -> int:
-    """Return the integer that is posted as `text`. Raises ValueError, also for what only `int` takes for one."""
-    return msgspec.json.decode(text, type=int)
 
 
 def _merge(options: argparse.Namespace, settings: Settings) -> int:

@@ -208,10 +208,15 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
             yield f"the variable {name!r} is no setting and does nothing; the nearest that is one is {nearest}"
 
 
+def integer(text: str) -> int:
+    """Return the integer that is posted as `text`. Raises ValueError, also for what only `int` takes for one."""
+    return msgspec.json.decode(text, type=int)
+
+
 def _parse(setting: Setting, text: str, source: str) -> int | str:
     try:
         text.encode()
-        return msgspec.convert(text if setting.minimum is None else int(text), setting.type)
+        return msgspec.convert(text if setting.minimum is None else integer(text), setting.type)
     except ValueError:  # of each of these
         if choices := get_args(get_args(setting.type)[0]):
             raise SettingError(f"{source} must be one of {', '.join(choices)}; it is {text!r}") from None
