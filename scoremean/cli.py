@@ -33,7 +33,7 @@ from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDam
 from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
 from scoremean.notify import READY, notify
 from scoremean.operate import backup, check, check_file, replacing, restore, stream
-from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
+from scoremean.settings import SETTINGS, Settings, add_flags, integer, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Change, Store
 from scoremean.store.files import DATA_FILE, require_store
@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_mend(verbs) -> None:
-    settings = ["store", "store_size_max_gib", "id_retention_hours", "token_file"]
+    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours", "token_file"]
     text = "take a score out of its mean, in a store that is not served or through a service"
     void = _add_verb(verbs, "void", _void, text, settings)
     void.add_argument("name", metavar="ID|UUID", help="the id of the score; or, for one whose id is not known, its UUID")
@@ -148,7 +148,7 @@ def _add_import(verbs) -> None:
     verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line [stop]")
     for name in ("UUID", "score"):
         text = f"the member or column that holds the {name} [{name}]"
-        verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
+        verb.add_argument(f"--{name.lower()}-column", metavar="NAME", help=text)
     text = "the member or column that holds the id [id, unless another column is named]"
     verb.add_argument("--id-column", metavar="NAME", help=text)
 
@@ -235,11 +235,6 @@ def _void(options: argparse.Namespace, settings: Settings) -> int:
     return _mend(options, settings, VoidScore(score), lambda client: client.void_score(score), score.uuid)
 
 
-def integer(text: str) -> int:
-    """Return the integer that is posted as `text`. Raises ValueError, also for what only `int` takes for one."""
-    return msgspec.json.decode(text, type=int)
-
-
 def _merge(options: argparse.Namespace, settings: Settings) -> int:
     merge = Merge(options.uuid, options.into)
     return _mend(options, settings, merge, lambda client: client.merge(merge.uuid, into=merge.into), merge.into)
@@ -324,13 +319,16 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
         if options.output == "-":
             export(store, sys.stdout.buffer, options.format)
             return OK
+        target = Path(os.path.realpath(options.output))
+        if target.parent == Path(os.path.realpath(settings.store)) and target.suffix in {".mdb", ".lock"}:
+            raise SettingError(f"{options.output} is a file of the store itself: give --output another name")
         with _refusing(f"write {options.output}"), replacing(Path(options.output)) as file:
             export(store, file, options.format)
     return OK
 
 
 def _check(options: argparse.Namespace, settings: Settings) -> int:
-    name = options.file or settings.store
+    name = settings.store if options.file is None else options.file
     with _refusing(f"check {name}"):
         if options.file is not None:
             health = check_file(Path(name), name)
@@ -430,6 +428,8 @@ def _require_streams() -> None:
             os.set_inheritable(descriptor, True)  # as the others are, for workers
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
+        if isinstance(sys.stdout.buffer, io.RawIOBase):  # of PYTHONUNBUFFERED, which takes a part of what is written for all
+            sys.stdout = os.fdopen(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False)
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 

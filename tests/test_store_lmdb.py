@@ -699,12 +699,18 @@ def test_a_writer_without_address_space_names_the_flag(tmp_path):
     assert small.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["REDIS://host", "postgres:/x", "unix://", "postgresql:x", "s3://a/store", "file:///tmp/x"])
+SCHEMES = ["REDIS://host", "postgres:/x", "unix://", "postgresql:x", "s3://a/store", "file:///tmp/x", "://host", "a:b"]
+# As an env file, or a shell, leaves them behind.
+QUOTED = [" redis://host", "'postgres://u:secret@h/x'", '"redis://host"', "redis_cluster://host", "1redis://", "rédis://h"]
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, *QUOTED, "u:secret@host:6379/0"])
 def test_a_scheme_is_no_directory(name, tmp_path, monkeypatch):
-    """A mistyped one would be made as a new, empty store; a directory of that name can still be told."""
+    """A mistyped one would be made as a new, empty store; a directory of that name can still be told. No password is shown."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingError, match=f"the scheme {name.partition(':')[0]}: of the store"):
+    with pytest.raises(SettingError, match=f"the scheme {name.partition(':')[0].strip()}: of the store") as caught:
         open_store(name)
+    assert "secret" not in str(caught.value)
     assert not os.listdir(tmp_path)
     with open_store(f"./{name}") as store:
         assert store.stats().scores == 0
