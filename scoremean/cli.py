@@ -50,7 +50,7 @@ _DESCRIPTION = "Keeps the exact mean of every UUID's scores, durably, in one pro
 _READING = ("store", "store_size_max_gib")
 
 _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_SOME_NAME. Exit codes: 0 done, 1 failed, \
-2 usage, 3 could not start, 4 damage found, 130 interrupted, 141 the reader of the output went away."
+2 usage, 3 could not start, 4 damage found, 130 interrupted, 141 the reader of the output went away, 128 and more another signal."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         finally:
             _flush(sys.stdout)
+    except _Terminated as ended:
+        return 128 + ended.number
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -81,7 +83,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"scoremean: {sentence}", file=sys.stderr)
     try:
         settings = resolve(vars(options), os.environ)
-        return options.run(options, settings)
+        if options.run is _serve:  # which drains
+            return options.run(options, settings)
+        with _ended_in_order():
+            return options.run(options, settings)
     except SettingError as error:
         return _complain(error, USAGE)
     except StoreDamaged as error:
@@ -90,6 +95,33 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(error, NOT_STARTED)
     except ScoremeanError as error:
         return _complain(error, FAILED)
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal that ends a verb as Ctrl-C does: what it was writing is removed."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    raise _Terminated(number)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end what follows in order; not if they are ignored (nohup), or somebody else's to answer."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        numbers = []
+    for number in numbers:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -459,16 +491,18 @@ def _reason(error: OSError) -> str:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C wait until this is left."""
+    """Let a Ctrl-C, and what else ends a verb, wait until this is left."""
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
         return
     caught: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    ending = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(number))]
+    handlers = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in ending}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for number in caught[:1]:
             signal.raise_signal(number)
 

@@ -363,3 +363,21 @@ def test_data_is_utf_8_whatever_the_locale(tmp_path):
     missing = b"scoremean: cannot read \\udcff: No such file or directory\n"
     assert ended("import", b"\xff", "--store", tmp_path)[::2] == (1, missing)
     assert ended("stats", "--store", b"\xff")[::2] == (2, b"scoremean: --store must not be empty, and must be UTF-8\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_half_done(tmp_path, number):
+    """Of a restore, whose backup does not end: no directory, no file; and the exit code tells which signal it was."""
+    with open_store(tmp_path / "store") as store:
+        store.commit([Score("a", 5)])
+    assert cli.main(["backup", "--store", str(tmp_path / "store"), "--output", str(tmp_path / "copy")]) == 0
+    command = [sys.executable, "-m", "scoremean", "restore", "-", "--store", str(tmp_path / "new")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write((tmp_path / "copy").read_bytes()[:8192])
+        process.stdin.flush()
+        while not (tmp_path / "new" / "data.mdb.part").exists():
+            os.sched_yield()
+        process.send_signal(number)
+        messages = process.communicate()[1]
+    assert process.returncode == 128 + number and b"Traceback" not in messages
+    assert not (tmp_path / "new").exists()
