@@ -159,7 +159,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         new = low if score_min is None else score_min, high if score_max is None else score_max
         self._tables = self._writer_thread.submit(self._open_tables, new).result()
         self._journal = Journal(self._tables.journals, self._tables.meta, self._tables.means, self._tables.ids)
-        self._erasure = Erasure(self.path / DATA_FILE, self._tables, self._journal, time.monotonic)
+        self._erasure = Erasure(self._lock.data if self._lock else -1, self._tables, self._journal, time.monotonic)
         with self._env.begin(db=self._tables.meta) as txn:
             self._journal.read(txn)
             self._erasure.load(txn)
