@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import lmdb
 import pytest
@@ -36,6 +36,7 @@ from scoremean.errors import (
 from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store import files, journal
 from scoremean.store import lmdb as lmdb_module
+from scoremean.store.commit import Commit
 from scoremean.store.lmdb import DISK_RESERVE_BYTES, ID_RETENTION_SECONDS, LmdbStore
 from tests.store_contract import StoreContract, StoreMachine
 from tests.support import LONG, SMALL_JOURNAL, assert_sound, plain, scores_of
@@ -620,20 +621,56 @@ def test_a_retry_needs_no_room_in_a_store_that_is_full(tmp_path):
 # -- what the surroundings do
 
 
-@pytest.mark.parametrize("name", ["data.mdb", "scoremean.lock", ""])
-def test_a_store_that_is_removed_counts_nothing_any_more(tmp_path, name):
-    """What it would write is nowhere."""
+@pytest.mark.parametrize("name", ["data.mdb", "scoremean.lock", "lock.mdb", ""])
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_store_that_is_removed_counts_nothing_any_more(tmp_path, name, how):
+    """What it would write is nowhere, or not where it is looked for."""
     store = LmdbStore(tmp_path / "store")
     store.commit([Score("a", 1)])
-    if name:
-        (tmp_path / "store" / name).unlink()
-    else:
-        shutil.rmtree(tmp_path / "store")
-    with pytest.raises(StoreError, match="were removed while it was open"):
+    store.commit([Score("a", 1)])
+    place = tmp_path / "store" / name
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    place.rename(tmp_path / "old")
+    if how == "removed" and name:
+        (tmp_path / "old").unlink()
+    elif how == "removed":
+        shutil.rmtree(tmp_path / "old")
+    elif how == "replaced":
+        (tmp_path / "copy" / name).rename(place)
+    with pytest.raises(StoreError, match="were removed or replaced while it was open"):
         store.commit([Score("a", 1)])
     with pytest.raises(StoreError, match="open it again"):
         store.commit([Score("a", 1)])
     store.close()
+
+
+def test_a_store_finds_its_files_from_every_directory(tmp_path, monkeypatch):
+    """Its name may be relative to the one that the process was in."""
+    monkeypatch.chdir(tmp_path)
+    with LmdbStore("store") as store:
+        store.commit([Score("a", 1)])
+        monkeypatch.chdir("/")
+        store.commit([Score("a", 1)])
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_ids_that_cannot_expire_keep_no_store_open(tmp_path, monkeypatch, full):
+    """At a close: with a full disk nothing is written, nor after a commit of which nobody knows what became."""
+    now = [1e9]
+    store = LmdbStore(tmp_path, clock=lambda: now[0], id_retention_seconds=10)
+    store.commit([Score("a", 5, "id-1")])
+    now[0] += 20
+    with monkeypatch.context() as disk:
+        disk.setattr(lmdb_module, "free_bytes", lambda _: 0)
+        if not full:
+            disk.setattr(lmdb_module, "free_bytes", lambda _: 1 << 40)
+            disk.setattr(Commit, "count", counting := Mock(side_effect=[OSError("the disk fails"), []]))
+            with pytest.raises(OutcomeUnknown):
+                store.commit([Score("a", 5)])
+        store.close()
+        assert full or counting.call_count == 1
+    with LmdbStore(tmp_path, clock=lambda: 1e9) as store:
+        assert store.commit([Score("a", 5, "id-1")]) == [Replay(5, 1)]
 
 
 def test_a_store_that_is_removed_is_found_while_nobody_posts(tmp_path, monkeypatch):
@@ -641,7 +678,7 @@ def test_a_store_that_is_removed_is_found_while_nobody_posts(tmp_path, monkeypat
     monkeypatch.setattr(lmdb_module, "TEND_SECONDS", 0.001)
     store = LmdbStore(tmp_path / "store")
     shutil.rmtree(tmp_path / "store")
-    assert "were removed" in str(store.failed.result(timeout=60))
+    assert "were removed or replaced" in str(store.failed.result(timeout=60))
     store.close()
 
 

@@ -14,6 +14,8 @@ from scoremean.errors import StoreDamaged, StoreError, StoreForeign, StoreInUse,
 
 DATA_FILE = "data.mdb"
 LOCK_FILE = "scoremean.lock"
+# With LMDB's own table of readers. One that opens a new one would not be seen, and read pages that are being written.
+_FILES = (DATA_FILE, LOCK_FILE, "lock.mdb")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _HINTS = {
@@ -63,7 +65,7 @@ class WriterLock:
 
     Attributes:
         descriptor: of the file.
-        data: a descriptor of the data file, once `watch` was called.
+        data: a descriptor of the data file, once `hold` was called.
         in_doubt: the store must be checked; set by a failed commit, too.
     """
 
@@ -76,17 +78,28 @@ class WriterLock:
             os.close(self.descriptor)
             owner = left[0] if left else "(unknown)"
             raise StoreInUse(f"the store {path} is in use by process {owner}; stop it first") from None
+        self._watched: dict[str, os.stat_result] = {}
         self._boot = BOOT_ID.read_text(encoding="ascii").strip()
         self.in_doubt = bool(left) and left[1:] != [self._boot]
         self._write(f"{os.getpid()} {'in-doubt' if self.in_doubt else self._boot}\n")
 
-    def watch(self, path: Path) -> None:
-        """Know from now on whether the data file is still there."""
+    def hold(self, path: Path) -> None:
+        """Open the data file, to read what LMDB has written to it."""
         self.data = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    def watch(self, path: Path) -> None:
+        """Know from now on whether the files that are in the directory at `path` still are."""
+        # By their full names: the process may go to another directory.
+        self._watched = {name: os.stat(name) for name in (os.path.abspath(path / file) for file in _FILES)}
+
     def is_there(self) -> bool:
-        """Return whether both files are in a directory still."""
-        return bool(os.fstat(self.data).st_nlink and os.fstat(self.descriptor).st_nlink)
+        """Return whether the files are in their places: not removed, nor moved, nor replaced by others."""
+        try:
+            return all(os.path.samestat(os.stat(name), was) for name, was in self._watched.items())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # this process may not look any more
+            return True
 
     def abandon(self) -> None:
         """Close the files, which another process has too and goes on to use."""
@@ -102,6 +115,7 @@ class WriterLock:
     def release(self) -> None:
         """Let go of the lock, after the store was closed."""
         self._write("in-doubt\n" if self.in_doubt else "")
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # also that of a child which was forked just now
         self.abandon()
 
     def _write(self, text: str) -> None:
