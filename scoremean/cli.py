@@ -50,7 +50,7 @@ _DESCRIPTION = "Keeps the exact mean of every UUID's scores, durably, in one pro
 _READING = ("store", "store_size_max_gib")
 
 _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_SOME_NAME. Exit codes: 0 done, 1 failed, \
-2 usage, 3 could not start, 4 damage found, 130 interrupted, 141 the reader of the output went away, 128 and more another signal."
+2 usage, 3 could not start, 4 damage found, 130 interrupted, 141 nobody read the output, 128 and more another signal."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -763,3 +763,33 @@ def test_a_store_without_a_range_gets_the_one_that_it_is_opened_with(tmp_path):
         assert store.get(["a"]) == [Tally(10, 1)]
     with pytest.raises(StoreError, match="holds scores from 0 to 10"):
         LmdbStore(tmp_path, score_max=5)
+
+
+def test_a_new_store_on_a_full_disk_is_one_sentence(tmp_path):
+    """Wherever the room ends: in the first pages, or in the first commit."""
+    command = [sys.executable, "-m", "scoremean", "import", "/dev/null", "--store", str(tmp_path / "store")]
+    for blocks in (1, 8, 16, 24, 32):
+        limited = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh"]
+        done = subprocess.run([*limited, *command], capture_output=True, text=True, check=False, env=children.environment())
+        assert done.returncode in (0, 3) and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_what_the_system_lacks_is_no_damage(store):
+    """Or an operator would restore a backup over a store that is sound."""
+    error = lmdb.Error("no thread")
+    error.code = errno.EAGAIN
+    with pytest.raises(StoreError, match="cannot copy the store") as caught, files.copying(store.path):
+        raise error
+    assert not isinstance(caught.value, StoreDamaged)
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_file_is_no_store_and_an_empty_one_is_cut_off(tmp_path, readonly):
+    """Whoever opens it is told the same."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="it is not a directory"):
+        LmdbStore(tmp_path / "file", readonly=readonly)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "data.mdb").touch()
+    with pytest.raises(StoreDamaged, match="is empty: it was cut off"):
+        LmdbStore(tmp_path / "store", readonly=readonly)

@@ -41,12 +41,15 @@ from scoremean.store.erasure import Erasure, Tables
 from scoremean.store.files import (
     DATA_FILE,
     WriterLock,
+    copying,
     free_bytes,
+    lmdb_refusal,
     make_data_file,
     make_directory,
     open_environment,
     refusal,
     require_store,
+    require_whole,
 )
 from scoremean.store.journal import Journal
 
@@ -96,7 +99,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         StoreError: the store keeps another range; or the operating system refuses the directory; the message says why.
     """
 
-    def __init__(  # pylint: disable=too-many-arguments  # each is a choice of the user's
+    def __init__(  # pylint: disable=too-many-arguments,too-many-statements  # each is a choice, or a part
         self,
         path: str | os.PathLike[str],
         *,
@@ -128,10 +131,8 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
                 self._lock = WriterLock(self.path)
                 if not (self.path / DATA_FILE).exists():
                     make_data_file(self.path, size_max_bytes)
-                elif not (self.path / DATA_FILE).stat().st_size:
-                    # LMDB would take it for a new one, and scoremean never leaves one.
-                    raise StoreDamaged(f"{self.path / DATA_FILE} is empty: it was cut off; restore a backup")
                 self._lock.hold(self.path / DATA_FILE)
+            require_whole(self.path)
             self._env = open_environment(self.path, size_max_bytes, readonly)
             if self._lock is not None:
                 self._lock.watch(self.path)
@@ -149,6 +150,9 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             self.close()
             raise StoreDamaged(f"the store {self.path} is damaged: {error}; restore a backup") from error
+        except lmdb.Error as error:  # such as a disk that has no room for the first commit
+            self.close()
+            raise lmdb_refusal("open", self.path, error) from error
         except Exception:
             self.close()
             raise
@@ -264,12 +268,11 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
 
         Raises:
             StoreDamaged: LMDB finds its pages damaged. It trusts them, so worse damage may end the process by a signal.
+            StoreError: the operating system lacks what it takes.
         """
         self._require_open()
-        try:
+        with copying(self.path):
             self._env.copyfd(descriptor, compact=True)
-        except lmdb.Error as error:
-            raise StoreDamaged(f"the store {self.path} cannot be copied: {error}") from error
 
     def catch_up(self) -> bool:
         """Read on in the journal of a store that another process writes, a slice of it. Return whether that was all.
