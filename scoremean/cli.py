@@ -31,9 +31,9 @@ import msgspec
 from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
-from scoremean.process import READY, loop_factory, notify
 from scoremean.ops.backup import backup, check, check_file, replacing, restore, stream
-from scoremean.settings import SETTINGS, Settings, add_flags, resolve, unknown_variables
+from scoremean.process import READY, loop_factory, notify
+from scoremean.settings import SETTINGS, Settings, add_flags, integer, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Change, Store
 from scoremean.store.embedded.files import DATA_FILE, require_store
@@ -50,7 +50,7 @@ _DESCRIPTION = "Keeps the exact mean of every UUID's scores, durably, in one pro
 _READING = ("store", "store_size_max_gib")
 
 _EPILOG = "Each setting --some-name is also the environment variable SCOREMEAN_SOME_NAME. Exit codes: 0 done, 1 failed, \
-2 usage, 3 could not start, 4 damage found, 130 interrupted, 141 the reader of the output went away."
+2 usage, 3 could not start, 4 damage found, 130 interrupted, 141 nobody read the output, 128 and more another signal."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         finally:
             _flush(sys.stdout)
+    except _Terminated as ended:
+        return 128 + ended.number
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -81,7 +83,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"scoremean: {sentence}", file=sys.stderr)
     try:
         settings = resolve(vars(options), os.environ)
-        return options.run(options, settings)
+        if options.run is _serve:  # which drains
+            return options.run(options, settings)
+        with _ended_in_order():
+            return options.run(options, settings)
     except SettingError as error:
         return _complain(error, USAGE)
     except StoreDamaged as error:
@@ -90,6 +95,33 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(error, NOT_STARTED)
     except ScoremeanError as error:
         return _complain(error, FAILED)
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal that ends a verb as Ctrl-C does: what it was writing is removed."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    raise _Terminated(number)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end what follows in order; not if they are ignored (nohup), or somebody else's to answer."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        numbers = []
+    for number in numbers:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_mend(verbs) -> None:
-    settings = ["store", "store_size_max_gib", "id_retention_hours", "token_file"]
+    settings = ["store", "store_size_max_gib", "score_min", "score_max", "id_retention_hours", "token_file"]
     text = "take a score out of its mean, in a store that is not served or through a service"
     void = _add_verb(verbs, "void", _void, text, settings)
     void.add_argument("name", metavar="ID|UUID", help="the id of the score; or, for one whose id is not known, its UUID")
@@ -148,7 +180,7 @@ def _add_import(verbs) -> None:
     verb.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what to do at a bad line [stop]")
     for name in ("UUID", "score"):
         text = f"the member or column that holds the {name} [{name}]"
-        verb.add_argument(f"--{name.lower()}-column", default=name, metavar="NAME", help=text)
+        verb.add_argument(f"--{name.lower()}-column", metavar="NAME", help=text)
     text = "the member or column that holds the id [id, unless another column is named]"
     verb.add_argument("--id-column", metavar="NAME", help=text)
 
@@ -235,11 +267,6 @@ def _void(options: argparse.Namespace, settings: Settings) -> int:
     return _mend(options, settings, VoidScore(score), lambda client: client.void_score(score), score.uuid)
 
 
-def integer(text: str) -> int:
-    """Return the integer that is posted as `text`. Raises ValueError, also for what only `int` takes for one."""
-    return msgspec.json.decode(text, type=int)
-
-
 def _merge(options: argparse.Namespace, settings: Settings) -> int:
     merge = Merge(options.uuid, options.into)
     return _mend(options, settings, merge, lambda client: client.merge(merge.uuid, into=merge.into), merge.into)
@@ -324,13 +351,16 @@ def _export(options: argparse.Namespace, settings: Settings) -> int:
         if options.output == "-":
             export(store, sys.stdout.buffer, options.format)
             return OK
+        target = Path(os.path.realpath(options.output))
+        if target.parent == Path(os.path.realpath(settings.store)) and target.suffix in {".mdb", ".lock"}:
+            raise SettingError(f"{options.output} is a file of the store itself: give --output another name")
         with _refusing(f"write {options.output}"), replacing(Path(options.output)) as file:
             export(store, file, options.format)
     return OK
 
 
 def _check(options: argparse.Namespace, settings: Settings) -> int:
-    name = options.file or settings.store
+    name = settings.store if options.file is None else options.file
     with _refusing(f"check {name}"):
         if options.file is not None:
             health = check_file(Path(name), name)
@@ -430,6 +460,8 @@ def _require_streams() -> None:
             os.set_inheritable(descriptor, True)  # as the others are, for workers
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
+        if isinstance(sys.stdout.buffer, io.RawIOBase):  # of PYTHONUNBUFFERED, which takes a part of what is written for all
+            sys.stdout = os.fdopen(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False)
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
@@ -459,16 +491,18 @@ def _reason(error: OSError) -> str:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C wait until this is left."""
+    """Let a Ctrl-C, and what else ends a verb, wait until this is left."""
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
         return
     caught: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    ending = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(number))]
+    handlers = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in ending}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for number in caught[:1]:
             signal.raise_signal(number)
 

@@ -458,7 +458,8 @@ class Served(SyncClient):
 
 
 def _require_answer(url: str) -> None:
-    """Raise Unavailable where nothing listens: only what was there once is waited for."""
+    """Raise Unavailable where nothing listens: only what was there once is waited for. Raises SettingError for no URL."""
+    Client(url)
     try:
         address = URL(url)
         socket.create_connection((address.host, address.port), REACH_MAX_SECONDS).close()

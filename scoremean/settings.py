@@ -119,11 +119,15 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def require_directory(store: str) -> None:
-    """Raise SettingError if `store` looks like a URL: a mistyped one would be made as a new, empty directory."""
-    if scheme := re.match("[A-Za-z][A-Za-z0-9+.-]+:", store):
+    """Raise SettingError if `store` looks like a URL: a mistyped one would be made as a new, empty directory.
+
+    That is any name with a colon in its first part, since quotes and the like in front of a URL make no directory of it. Only
+    the scheme is told: the rest may be a password.
+    """
+    if scheme := re.match(r"(?!\.)[^/]*?:", store):
         raise SettingError(
-            f"the scheme {scheme[0]} of the store {store!r} is not known: a store is a directory, and one that is called so is"
-            f" ./{store}"
+            f"the scheme {scheme[0].strip()} of the store is not known: a store is a directory, and one whose name begins so is"
+            " given with ./ in front"
         )
 
 
@@ -204,10 +208,15 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
             yield f"the variable {name!r} is no setting and does nothing; the nearest that is one is {nearest}"
 
 
+def integer(text: str) -> int:
+    """Return the integer that is posted as `text`. Raises ValueError, also for what only `int` takes for one."""
+    return msgspec.json.decode(text, type=int)
+
+
 def _parse(setting: Setting, text: str, source: str) -> int | str:
     try:
         text.encode()
-        return msgspec.convert(text if setting.minimum is None else int(text), setting.type)
+        return msgspec.convert(text if setting.minimum is None else integer(text), setting.type)
     except ValueError:  # of each of these
         if choices := get_args(get_args(setting.type)[0]):
             raise SettingError(f"{source} must be one of {', '.join(choices)}; it is {text!r}") from None

@@ -164,14 +164,14 @@ class _Parent:
         writer.write(msgspec.json.encode(start))
         writer.write_eof()
         url = ""
-        with suppress(ConnectionResetError):  # it may be ended before it has read what it is told
+        with suppress(ConnectionError):  # it may be ended before it has read what it is told
             url = (await reader.readline()).decode().strip()
         listened_since = time.monotonic()
         if url and slot not in self._ready:
             self._ready.add(slot)
             if len(self._ready) == self._settings.workers:
                 self._announce(url)
-        with suppress(ConnectionResetError):
+        with suppress(ConnectionError):
             await reader.read()  # ends with the process, so that the wait for it is none
         writer.close()
         code = process.wait()

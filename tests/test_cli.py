@@ -87,6 +87,18 @@ def test_a_score_of_an_import_is_voided(tmp_path, capsys):
     assert_sound(tmp_path / "store")
 
 
+def test_a_store_of_another_range_is_mended_with_the_flags_that_its_refusal_names(tmp_path, capsys):
+    """Every verb that writes a store has them."""
+    place = ["--store", str(tmp_path / "store")]
+    with open_store(tmp_path / "store", score_min=-5, score_max=10) as store:
+        store.commit(scores_of([("a", 7), ("a", -5)]))
+    for verb in (["void", "a", "7"], ["merge", "a", "--into", "b"]):
+        assert cli.main([*verb, *place]) == 3
+        flags = capsys.readouterr().err.partition(": give ")[2].partition(". ")[0].split()
+        assert flags == ["--score-min", "-5", "--score-max", "10"]
+        assert mend(capsys, place, *verb, *flags)["sum"] == -5
+
+
 @pytest.mark.parametrize("score", ["5.0", "", "x", "true", "\u0665", "1_0", "+5", "0x5"])
 def test_a_score_on_the_command_line_is_an_integer_as_in_a_post(filled, capsys, score):
     """Digits of ASCII alone."""
@@ -255,12 +267,28 @@ def test_a_reader_that_goes_away_is_no_error(filled, verb):
     assert run(filled, verb, "| exec 0<&-") == (141, "", "")
 
 
-@pytest.mark.parametrize("verb", ["export", "get a1-b1"])
-@pytest.mark.parametrize(("shell", "code"), [(">/dev/full", 1), ("| exec 0<&-", 141)])
-def test_output_that_is_not_gathered_ends_no_other_way(filled, verb, shell, code):
+FULL = (1, "", "scoremean: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("verb", PRINTING)
+@pytest.mark.parametrize(("shell", "expected"), [(">/dev/full", FULL), ("| exec 0<&-", (141, "", ""))])
+def test_output_that_is_not_gathered_ends_no_other_way(filled, verb, shell, expected):
     """PYTHONUNBUFFERED is set in many containers."""
-    found = run(filled, verb, shell, unbuffered=True)
-    assert (found[0], "Traceback" in found[2]) == (code, False)
+    assert run(filled, verb, shell, unbuffered=True) == expected
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_an_export_that_has_room_for_a_part_fails(filled, unbuffered):
+    """The system takes the part, and says how much it was; only what is written next is an error."""
+    with open_store(filled) as store:
+        store.commit(scores_of((f"uuid-{number}", 5) for number in range(1000)))
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 4; {sys.executable} -m scoremean export --store {filled} >{filled.parent}/copy"],
+        capture_output=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1" if unbuffered else ""},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, b"scoremean: standard output: File too large\n")
 
 
 @pytest.mark.parametrize(
@@ -336,3 +364,21 @@ def test_data_is_utf_8_whatever_the_locale(tmp_path):
     missing = b"scoremean: cannot read \\udcff: No such file or directory\n"
     assert ended("import", b"\xff", "--store", tmp_path)[::2] == (1, missing)
     assert ended("stats", "--store", b"\xff")[::2] == (2, b"scoremean: --store must not be empty, and must be UTF-8\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_half_done(tmp_path, number):
+    """Of a restore, whose backup does not end: no directory, no file; and the exit code tells which signal it was."""
+    with open_store(tmp_path / "store") as store:
+        store.commit([Score("a", 5)])
+    assert cli.main(["backup", "--store", str(tmp_path / "store"), "--output", str(tmp_path / "copy")]) == 0
+    command = [sys.executable, "-m", "scoremean", "restore", "-", "--store", str(tmp_path / "new")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write((tmp_path / "copy").read_bytes()[:8192])
+        process.stdin.flush()
+        while not (tmp_path / "new" / "data.mdb.part").exists():
+            os.sched_yield()
+        process.send_signal(number)
+        messages = process.communicate()[1]
+    assert process.returncode == 128 + number and b"Traceback" not in messages
+    assert not (tmp_path / "new").exists()

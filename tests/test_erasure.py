@@ -155,6 +155,90 @@ def test_a_reader_that_was_not_asked_meanwhile_knows(tmp_path):
         assert journal_of_reader.get("b") == Tally(2, 2)
 
 
+def read_by(reader: journal.Journal, store: LmdbStore, uuid: str) -> Tally | None:
+    """Return what another process reads of a UUID, once it has read on in the journal."""
+    with store._env.begin() as txn:
+        assert reader.read(txn)
+        value = txn.get(uuid.encode(), db=store._tables.means)
+        return reader.get(uuid) or value and codec.unpack_tally(value)
+
+
+@pytest.mark.parametrize("slices", range(4))
+def test_who_comes_back_and_is_forgotten_again_in_between_slices_stays_gone(tmp_path, slices):
+    """The entry that takes back an older one is not erased before it: the old tally would be there again, and count on."""
+    with patch.object(erasure, "SLICE_ENTRIES", 1), LmdbStore(tmp_path) as store:
+        store.commit([Score("a", 5)])
+        store.commit([Score("a", 4)])
+        store.commit([Forget("a"), Score("a", 3)])
+        for _ in range(slices):
+            store.commit([])
+        store.commit([Forget("a")])
+        while erasing(store):
+            assert not store.check()
+            assert read_by(journal_of_a_reader(store), store, "a") is None
+            store.commit([])
+
+
+def test_an_older_record_that_is_erased_later_does_not_hide_a_newer_one(tmp_path):
+    """A reader that lags behind the newest of them reads all again, whichever was the last."""
+    with LmdbStore(tmp_path) as store:
+        for uuid in ("a", "b"):
+            store.commit([Score(uuid, 5)])
+            store.commit([Score(uuid, 4)])
+        store.commit([Forget("a"), Score("a", 1)])
+        reader = journal_of_a_reader(store)
+        assert read_by(reader, store, "b") == Tally(9, 2)
+        store.commit([Forget("b")])
+        settle(store)
+        store.commit([Forget("a")])  # whose entry "in means" is older than that of the other one
+        settle(store)
+        assert [read_by(reader, store, uuid) for uuid in ("a", "b")] == [None, None]
+
+
+def test_a_reader_that_reads_all_again_in_parts_begins_anew_when_more_is_erased(tmp_path):
+    """What it has read so far may be taken back by what is erased meanwhile."""
+    with LmdbStore(tmp_path) as store:
+        for uuid in ("a", "b"):
+            store.commit([Score(uuid, 5)])
+            store.commit([Score(uuid, 4)])
+        store.commit([Forget("a"), Score("a", 1)])
+        reader = journal_of_a_reader(store)
+        assert read_by(reader, store, "b") == Tally(9, 2)
+        store.commit([Forget("b")])
+        settle(store)
+        with store._env.begin() as txn:
+            assert not reader.read(txn, 3)
+        store.commit([Forget("a")])
+        settle(store)
+        assert [read_by(reader, store, uuid) for uuid in ("a", "b")] == [None, None]
+
+
+def test_no_name_waits_for_ids_of_others(tmp_path):
+    """Which have a day, and rest between slices: a UUID that is forgotten meanwhile has 1,000 commits all the same."""
+    with patch.multiple(erasure, IDS_SLICE_ENTRIES=1, IDS_REST_SECONDS=1 << 20), LmdbStore(tmp_path) as store:
+        store.commit([Score("first-one", 5, f"id-{number}") for number in range(5)])
+        store.commit([Score("second-one", 5), Score("third", 5)])
+        store.commit([Score("second-one", 4)])
+        store.commit([Forget("first-one")])
+        for _ in range(5):
+            store.commit([])
+        store.commit([Forget("second-one")])
+        for _ in range(10):
+            store.commit([])
+        assert b"second-one" not in copied(store)
+
+
+def test_many_at_once_take_no_more_commits(tmp_path):
+    """Of all that are forgotten in one commit each is looked up, so many more in a slice."""
+    every = names(3000)
+    with patch.object(erasure, "SLICE_LOOKUPS", 1), without_pauses(), LmdbStore(tmp_path) as store:
+        store.commit([Score(uuid, 5) for uuid in every])
+        store.commit([Forget(uuid) for uuid in every[::2]])
+        settle(store)
+        copy = copied(store)
+        assert [uuid for uuid in every[::2] if uuid.encode() in copy] == []
+
+
 @pytest.mark.parametrize("size", [1500, 2030, 2100, 3000, 4070, 4080, 4090, 9000])
 def test_a_record_fills_a_page_of_its_own(size):
     """Whatever LMDB finds behind the value in memory would be written with it."""
@@ -171,7 +255,7 @@ def test_a_separator_is_found_on_each_level(tmp_path):
     with LmdbStore(tmp_path) as store:
         every = sorted(f"{number:0200}" for number in range(2000))
         store.commit([Add(uuid, Tally(1, 1)) for uuid in every])
-        data = tmp_path / "data.mdb"
+        data = store._lock.data
         separators = [uuid for uuid in every if erasure.behind_separator(data, codec.MEANS_TABLE, uuid.encode()) is not None]
         with store._env.begin() as txn:
             stat = txn.stat(store._tables.means)
@@ -215,6 +299,13 @@ class ErasingMachine(RuleBasedStateMachine):
         self.truth.pop(uuid, None)
         self.forgotten.add(uuid)
 
+    @rule(uuid=uuids)
+    def come_back(self, uuid):
+        """Forget one and count a score of it, in one commit."""
+        self.store.commit([Forget(uuid), Score(uuid, 1)])
+        self.truth[uuid] = Tally(1, 1)
+        self.forgotten.discard(uuid)
+
     @rule(count=st.integers(1, 4))
     def pass_by(self, count):
         """Commit something else."""
@@ -239,11 +330,14 @@ class ErasingMachine(RuleBasedStateMachine):
     @rule()
     def read(self):
         """A reader that is asked now and then has what the writer has."""
+        for uuid in self.truth.keys() | self.forgotten:
+            assert read_by(self.reader, self.store, uuid) == self.truth.get(uuid)
+
+    @rule(entries=st.integers(1, 5))
+    def read_a_part(self, entries):
+        """It reads on, but not all."""
         with self.store._env.begin() as txn:
-            self.reader.read(txn)
-            for uuid in self.truth.keys() | self.forgotten:
-                value = txn.get(uuid.encode(), db=self.store._tables.means)
-                assert (self.reader.get(uuid) or value and codec.unpack_tally(value)) == self.truth.get(uuid)
+            self.reader.read(txn, entries)
 
     @invariant()
     def sound(self):
@@ -272,4 +366,5 @@ def test_it_goes_on_while_nobody_posts(tmp_path, monkeypatch):
         store.commit([Forget("forget-me")])
         while erasing(store):
             os.sched_yield()
+        store.commit([])  # after the one in which the last of it was
         assert b"forget-me" not in copied(store)

@@ -322,6 +322,10 @@ def test_what_the_system_refuses_is_a_sentence(run, filled, tmp_path):
         f"scoremean: cannot restore {none} to {tmp_path / 'new'}: No such file or directory\n",
     )
     assert run("check", none)[::2] == (1, f"scoremean: cannot check {none}: No such file or directory\n")
+    assert run("check", "", "--store", filled)[::2] == (1, "scoremean: cannot check : Is a directory\n")
+    for name, path in {"": ".", "/": "/"}.items():
+        sentence = f"{path} exists, and nothing is overwritten; remove it or choose another name"
+        assert run("backup", "--store", filled, "--output", name) == (1, None, f"scoremean: {sentence}\n")
     assert names(tmp_path) == {"filled"}
 
 

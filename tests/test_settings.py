@@ -26,7 +26,7 @@ def test_every_setting_has_a_flag_a_variable_and_bounds_that_hold_its_default(na
     assert resolve(vars(parser.parse_args([setting.flag, text])), {}) == Settings() == resolve({}, {setting.variable: text})
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.5", "-1", "65536", "1.0", "1e3", "0x10"])
+@pytest.mark.parametrize("text", ["", "x", "1.5", "-1", "65536", "1.0", "1e3", "0x10", "5_0", "\u0665", "+5", "5" * 5000])
 def test_a_number_that_is_none_or_out_of_range_is_refused(text):
     """The message names where the value came from and what it may be."""
     for flags, environment, source in (({"port": text}, {}, "--port"), ({}, {"SCOREMEAN_PORT": text}, "SCOREMEAN_PORT")):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import lmdb
 import pytest
@@ -36,9 +36,9 @@ from scoremean.errors import (
 )
 from scoremean.process import child_environment
 from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
-from scoremean.store.embedded import files
-from scoremean.store.embedded import journal
+from scoremean.store.embedded import files, journal
 from scoremean.store.embedded import store as lmdb_module
+from scoremean.store.embedded.commit import Commit
 from scoremean.store.embedded.store import DISK_RESERVE_BYTES, ID_RETENTION_SECONDS, LmdbStore
 from tests.store_contract import StoreContract, StoreMachine
 from tests.support import LONG, SMALL_JOURNAL, assert_sound, plain, scores_of
@@ -623,20 +623,56 @@ def test_a_retry_needs_no_room_in_a_store_that_is_full(tmp_path):
 # -- what the surroundings do
 
 
-@pytest.mark.parametrize("name", ["data.mdb", "scoremean.lock", ""])
-def test_a_store_that_is_removed_counts_nothing_any_more(tmp_path, name):
-    """What it would write is nowhere."""
+@pytest.mark.parametrize("name", ["data.mdb", "scoremean.lock", "lock.mdb", ""])
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_store_that_is_removed_counts_nothing_any_more(tmp_path, name, how):
+    """What it would write is nowhere, or not where it is looked for."""
     store = LmdbStore(tmp_path / "store")
     store.commit([Score("a", 1)])
-    if name:
-        (tmp_path / "store" / name).unlink()
-    else:
-        shutil.rmtree(tmp_path / "store")
-    with pytest.raises(StoreError, match="were removed while it was open"):
+    store.commit([Score("a", 1)])
+    place = tmp_path / "store" / name
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    place.rename(tmp_path / "old")
+    if how == "removed" and name:
+        (tmp_path / "old").unlink()
+    elif how == "removed":
+        shutil.rmtree(tmp_path / "old")
+    elif how == "replaced":
+        (tmp_path / "copy" / name).rename(place)
+    with pytest.raises(StoreError, match="were removed or replaced while it was open"):
         store.commit([Score("a", 1)])
     with pytest.raises(StoreError, match="open it again"):
         store.commit([Score("a", 1)])
     store.close()
+
+
+def test_a_store_finds_its_files_from_every_directory(tmp_path, monkeypatch):
+    """Its name may be relative to the one that the process was in."""
+    monkeypatch.chdir(tmp_path)
+    with LmdbStore("store") as store:
+        store.commit([Score("a", 1)])
+        monkeypatch.chdir("/")
+        store.commit([Score("a", 1)])
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_ids_that_cannot_expire_keep_no_store_open(tmp_path, monkeypatch, full):
+    """At a close: with a full disk nothing is written, nor after a commit of which nobody knows what became."""
+    now = [1e9]
+    store = LmdbStore(tmp_path, clock=lambda: now[0], id_retention_seconds=10)
+    store.commit([Score("a", 5, "id-1")])
+    now[0] += 20
+    with monkeypatch.context() as disk:
+        disk.setattr(lmdb_module, "free_bytes", lambda _: 0)
+        if not full:
+            disk.setattr(lmdb_module, "free_bytes", lambda _: 1 << 40)
+            disk.setattr(Commit, "count", counting := Mock(side_effect=[OSError("the disk fails"), []]))
+            with pytest.raises(OutcomeUnknown):
+                store.commit([Score("a", 5)])
+        store.close()
+        assert full or counting.call_count == 1
+    with LmdbStore(tmp_path, clock=lambda: 1e9) as store:
+        assert store.commit([Score("a", 5, "id-1")]) == [Replay(5, 1)]
 
 
 def test_a_store_that_is_removed_is_found_while_nobody_posts(tmp_path, monkeypatch):
@@ -644,7 +680,7 @@ def test_a_store_that_is_removed_is_found_while_nobody_posts(tmp_path, monkeypat
     monkeypatch.setattr(lmdb_module, "TEND_SECONDS", 0.001)
     store = LmdbStore(tmp_path / "store")
     shutil.rmtree(tmp_path / "store")
-    assert "were removed" in str(store.failed.result(timeout=60))
+    assert "were removed or replaced" in str(store.failed.result(timeout=60))
     store.close()
 
 
@@ -702,12 +738,18 @@ def test_a_writer_without_address_space_names_the_flag(tmp_path):
     assert small.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["REDIS://host", "postgres:/x", "unix://", "postgresql:x", "s3://a/store", "file:///tmp/x"])
+SCHEMES = ["REDIS://host", "postgres:/x", "unix://", "postgresql:x", "s3://a/store", "file:///tmp/x", "://host", "a:b"]
+# As an env file, or a shell, leaves them behind.
+QUOTED = [" redis://host", "'postgres://u:secret@h/x'", '"redis://host"', "redis_cluster://host", "1redis://", "rédis://h"]
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, *QUOTED, "u:secret@host:6379/0"])
 def test_a_scheme_is_no_directory(name, tmp_path, monkeypatch):
-    """A mistyped one would be made as a new, empty store; a directory of that name can still be told."""
+    """A mistyped one would be made as a new, empty store; a directory of that name can still be told. No password is shown."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingError, match=f"the scheme {name.partition(':')[0]}: of the store"):
+    with pytest.raises(SettingError, match=f"the scheme {name.partition(':')[0].strip()}: of the store") as caught:
         open_store(name)
+    assert "secret" not in str(caught.value)
     assert not os.listdir(tmp_path)
     with open_store(f"./{name}") as store:
         assert store.stats().scores == 0
@@ -723,3 +765,33 @@ def test_a_store_without_a_range_gets_the_one_that_it_is_opened_with(tmp_path):
         assert store.get(["a"]) == [Tally(10, 1)]
     with pytest.raises(StoreError, match="holds scores from 0 to 10"):
         LmdbStore(tmp_path, score_max=5)
+
+
+def test_a_new_store_on_a_full_disk_is_one_sentence(tmp_path):
+    """Wherever the room ends: in the first pages, or in the first commit."""
+    command = [sys.executable, "-m", "scoremean", "import", "/dev/null", "--store", str(tmp_path / "store")]
+    for blocks in (1, 8, 16, 24, 32):
+        limited = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh"]
+        done = subprocess.run([*limited, *command], capture_output=True, text=True, check=False, env=child_environment())
+        assert done.returncode in (0, 3) and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_what_the_system_lacks_is_no_damage(store):
+    """Or an operator would restore a backup over a store that is sound."""
+    error = lmdb.Error("no thread")
+    error.code = errno.EAGAIN
+    with pytest.raises(StoreError, match="cannot copy the store") as caught, files.copying(store.path):
+        raise error
+    assert not isinstance(caught.value, StoreDamaged)
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_file_is_no_store_and_an_empty_one_is_cut_off(tmp_path, readonly):
+    """Whoever opens it is told the same."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="it is not a directory"):
+        LmdbStore(tmp_path / "file", readonly=readonly)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "data.mdb").touch()
+    with pytest.raises(StoreDamaged, match="is empty: it was cut off"):
+        LmdbStore(tmp_path / "store", readonly=readonly)

@@ -111,10 +111,15 @@ def test_a_score_that_is_too_large_for_a_service_is_a_bad_line(run, tmp_path):
 
 def test_a_service_that_is_not_there_is_not_waited_for(run, tmp_path, unused_tcp_port):
     """Nothing is tried ten times, and nothing is read before."""
-    for address in (f"127.0.0.1:{unused_tcp_port}", "127.0.0.1:99999", f"{'a' * 70}.example"):
+    for address in (f"127.0.0.1:{unused_tcp_port}", f"{'a' * 70}.example"):
         code, report, messages = run("import", tmp_path / "none", "--url", f"http://{address}")
         assert (code, report) == (1, None)
         assert messages.startswith(f"scoremean: nothing answers at http://{address}: ") and messages.count("\n") == 1
+    for url in ("127.0.0.1:8080", "http://127.0.0.1:99999", "localhost", "ftp://127.0.0.1", "http://", "http://local host", ""):
+        assert run("import", tmp_path / "none", "--url", url)[::2] == (
+            2,
+            f"scoremean: {url!r} is not the URL of a service, such as http://127.0.0.1:8080\n",
+        )
 
 
 def test_a_second_run_with_other_settings_is_refused(run, tmp_path):
@@ -485,10 +490,11 @@ def test_an_empty_cell_is_no_id_and_no_uuid(run, tmp_path):
         ("id,score", ["--uuid-column", "id"], "score"),
         ("UUID,id", ["--score-column", "id"], "id"),
         ("user,score,id", ["--uuid-column", "user"], "score"),
+        ("UUID,score,id", ["--uuid-column", "UUID", "--score-column", "score"], "score"),
     ],
 )
 def test_a_column_is_an_id_only_where_it_is_named_as_one(run, tmp_path, header, flags, score):
-    """Neither one that is the UUID or the score, nor one beside columns with names of their own; in NDJSON likewise."""
+    """Neither one that is the UUID or the score, nor one beside columns that are named; in NDJSON likewise."""
     row = {name: "a" for name in header.split(",")} | {score: 5}
     (tmp_path / "csv").write_text(header + f"\n{','.join(map(str, row.values()))}" * 3)
     (tmp_path / "ndjson").write_text((json.dumps(row) + "\n") * 3)
@@ -502,6 +508,12 @@ def test_a_column_that_is_named_as_the_id_is_one(run, tmp_path):
     (tmp_path / "ndjson").write_text('{"UUID":"a","score":5,"key":"2","x":1}\n' * 2)
     assert run("import", tmp_path / "csv", "--uuid-column", "user", "--id-column", "key")[1]["counted"] == 1
     assert run("import", tmp_path / "ndjson", "--id-column", "key")[1]["counted"] == 1
+    (tmp_path / "unnamed").write_text("UUID,score,\na,5,3\na,5,3\n")
+    assert run("import", tmp_path / "unnamed", "--id-column", "")[1]["counted"] == 1
+    assert run("import", tmp_path / "csv", "--uuid-column", "user", "--id-column", "")[::2] == (
+        1,
+        f"scoremean: {tmp_path}/csv:1: the header lacks the column ; it has ['user', 'score', 'key']\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -663,6 +675,15 @@ def test_a_pipe_is_a_file(run, tmp_path, data):
     assert contents(tmp_path / "store") == EXPECTED
 
 
+def test_a_pipe_that_no_copy_can_be_kept_of(tmp_path):
+    """It is not what cannot be read."""
+    verb = [sys.executable, "-m", "scoremean", "import", "-", "--store", str(tmp_path / "store")]
+    limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *verb]
+    done = subprocess.run(limited, input=LINES + b"\n" * 100_000, capture_output=True, check=False)
+    told = f"cannot keep a copy of - in {tempfile.gettempdir()}: File too large; make room, or set TMPDIR to another directory"
+    assert (done.returncode, done.stderr.decode()) == (1, f"scoremean: {told}\n")
+
+
 def append(path) -> None:
     """Write the rest of a line, and another."""
     with path.open("ab") as file:
@@ -779,7 +800,21 @@ def test_an_export_goes_through_links_and_into_pipes(run, tmp_path):
     os.close(descriptor)
     code, _, messages = run("export", "--output", tmp_path)
     assert code == 1 and messages.endswith("Is a directory\n")
+    (tmp_path / "loop").symlink_to("loop")
+    code, _, messages = run("export", "--output", tmp_path / "loop" / "file")
+    assert code == 1 and messages.endswith("Too many levels of symbolic links\n")
     assert run("export", "--output", "/dev/full")[::2] == (1, "scoremean: cannot write /dev/full: No space left on device\n")
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "scoremean.lock"])
+def test_an_export_takes_the_place_of_no_file_of_its_store(run, tmp_path, name):
+    """Nor through a link; a file beside them it does."""
+    (tmp_path / "file").write_bytes(LINES)
+    run("import", tmp_path / "file")
+    (tmp_path / "link").symlink_to("store")
+    assert run("export", "--output", tmp_path / "link" / name)[0] == 2
+    assert run("export", "--output", tmp_path / "store" / "means.ndjson")[0] == 0
+    assert contents(tmp_path / "store") == EXPECTED
 
 
 def test_an_export_to_dev_stdout_is_appended_where_a_shell_appends(run, tmp_path):

@@ -236,7 +236,7 @@ def replacing(path: Path) -> AbstractContextManager[IO[bytes]]:
 
     A link leads to the file that is replaced. What is no file, such as a pipe or /dev/stdout, is written as it stands.
     """
-    target, directory = Path(os.path.realpath(path)), path.parent.resolve()
+    target, directory = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
     if target.exists() and not target.is_file() or directory == Path("/dev") or directory.is_relative_to("/proc"):
         return open(path, "ab")
     return _part(target, replace=True)
@@ -248,9 +248,10 @@ def _part(target: Path, *, replace: bool = False) -> Iterator[IO[bytes]]:
 
     Unless it is to replace what is there, it is for its owner's eyes only, and nothing may be there.
     """
+    if not replace:
+        _require_nothing_at(target)
     part = target.with_name(f"{target.name}{f'.{secrets.token_hex(4)}' if replace else ''}.part")
-    for path in (part,) if replace else (target, part):
-        _require_nothing_at(path)
+    _require_nothing_at(part)
     with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if replace else 0o600)) as file:
         try:
             if replace and target.exists():

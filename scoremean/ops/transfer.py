@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import stat
 import tempfile
 import zlib
@@ -80,25 +79,27 @@ class _Chunk(NamedTuple):
 class Columns:
     """What the members of an object, or the columns of a CSV file, are called.
 
-    Without a name for the id, an `id` is one only where UUID and score have their own names too.
+    None is the usual name; but without one for the id, an `id` is one only where the others are not named either.
 
     Raises:
         SettingError: two of them have one name.
     """
 
-    uuid: str = "UUID"
-    score: str = "score"
+    uuid: str | None = None
+    score: str | None = None
     id: str | None = None
 
     def __post_init__(self) -> None:
-        if self.uuid == self.score or self.id in (self.uuid, self.score):
+        if len(set(self.members.values())) < len(self.members):
             raise SettingError("UUID, score and id are three columns, and two of them were given one name")
 
     @property
     def members(self) -> dict[str, str]:
         """The name of each, by what it is called here."""
-        names = {"UUID": self.uuid, "score": self.score}
-        return names | ({"id": self.id or "id"} if self.id or self == Columns() else {})
+        named = {"UUID": self.uuid, "score": self.score, "id": self.id}
+        if self.id is None and (self.uuid, self.score) != (None, None):
+            del named["id"]
+        return {member: member if name is None else name for member, name in named.items()}
 
 
 @dataclass
@@ -506,14 +507,24 @@ class _Source:
 
 
 def _opened(name: str) -> IO[bytes]:
-    """Return a file that can be read twice: standard input, and any pipe, is copied to a temporary one."""
+    """Return a file that can be read twice: standard input, and any pipe, is copied to a temporary one.
+
+    Raises:
+        ImportStopped: there is no room for the copy.
+    """
     piped = name == "-"
     file = open(0 if piped else name, "rb", closefd=not piped)  # pylint: disable=consider-using-with  # the caller closes it
     if not piped and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     with file:
         copy = tempfile.TemporaryFile()  # pylint: disable=consider-using-with  # likewise
-        shutil.copyfileobj(file, copy)
+        for data in iter(partial(file.read, CHUNK_BYTES), b""):
+            try:
+                copy.write(data)
+                copy.flush()
+            except OSError as error:
+                reason = f"{error.strerror}; make room, or set TMPDIR to another directory"
+                raise ImportStopped(f"cannot keep a copy of {name} in {tempfile.gettempdir()}: {reason}") from error
     copy.seek(0)
     return copy
 

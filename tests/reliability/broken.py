@@ -223,7 +223,7 @@ def command(broken: str | None = None, journal: Mapping[str, int] | None = None)
     for limit in journal or ():
         getattr(limits, limit)
     if journal:
-        parts.append(f"from scoremean.store import journal as limits\nvars(limits).update({dict(journal)})")
+        parts.append(f"from scoremean.store.embedded import journal as limits\nvars(limits).update({dict(journal)})")
     if not parts:
         return [sys.executable, "-m", "scoremean"]
     return [sys.executable, "-c", "\n".join([*parts, _START])]

@@ -31,8 +31,12 @@ from scoremean.store.embedded import format as codec
 from scoremean.store.embedded.format import Erasing
 from scoremean.store.embedded.journal import Journal
 
-SLICE_ENTRIES = 2048
+SLICE_ENTRIES = 4096
+# Of many UUIDs at once, so many more are looked up in a slice that they take no more slices than this.
+LOOKUPS_MAX_SLICES = 256
 SLICE_LOOKUPS = 16
+MEND_LOOKUPS = 16  # so many take as long as to mend a separator
+MEND_ROUNDS = 3
 # Ids are more than all else, and have a day: so there is a rest after each slice of them.
 IDS_SLICE_ENTRIES = 512
 IDS_REST_SECONDS = 0.05
@@ -50,98 +54,109 @@ class Tables(NamedTuple):
 class Erasure:
     """What is left to erase. Used by the writer thread alone, in write transactions, before their batch is counted.
 
+    Two passes go side by side, each over what was pending when it began: one over what holds names, and one over ids, which
+    takes much longer, and which no name waits for.
+
     Args:
-        path: the data file, of which the pages of the last commit are read.
+        descriptor: of the data file, of which the pages of the last commit are read.
         tables: all tables of the store.
         journal: of which records are written anew.
         clock: seconds that never go back.
     """
 
-    def __init__(self, path: os.PathLike[str], tables: Tables, journal: Journal, clock: Callable[[], float]):
-        self._path = path
+    def __init__(self, descriptor: int, tables: Tables, journal: Journal, clock: Callable[[], float]):
+        self._descriptor = descriptor
         self._meta = tables.meta
         self._means = tables.means
         self._ids = tables.ids
         self._journal = journal
         self._clock = clock
-        self._pending: dict[bytes, Erasing] = {}
-        self._steps: Iterator[None] | None = None
+        # What is pending by the hash of its UUID: where only records of ids may still hold the text, and where more does.
+        self._only_ids: dict[bytes, Erasing] = {}
+        self._named: dict[bytes, Erasing] = {}
+        self._ids_pass: Iterator[None] | None = None
+        self._named_pass: Iterator[None] | None = None
         self._txn: lmdb.Transaction
         self._rest_until = 0.0
 
     @property
     def due(self) -> bool:
         """Whether anything is left to erase."""
-        return bool(self._pending)
+        return bool(self._named or self._only_ids)
 
     @property
     def ready(self) -> bool:
         """Whether a slice is to be done now."""
-        return bool(self._pending) and self._clock() >= self._rest_until
+        return bool(self._named) or self._ids_are_ready()
 
     def load(self, txn: lmdb.Transaction) -> None:
         """Read what is left to do, at the start and after a transaction that was aborted."""
-        self._steps = None
-        self._pending = {}
+        self._ids_pass = self._named_pass = None
+        self._only_ids, self._named = {}, {}
         with txn.cursor(self._meta) as cursor:
             if cursor.set_range(codec.ERASING_PREFIX):
                 for key, value in cursor:
                     if not key.startswith(codec.ERASING_PREFIX):
                         break
-                    self._pending[key.removeprefix(codec.ERASING_PREFIX)] = codec.unpack_erasing(value)
+                    self._keep(key.removeprefix(codec.ERASING_PREFIX), codec.unpack_erasing(value))
 
     def add(self, txn: lmdb.Transaction, uuid: str, epoch: int) -> None:
         """Begin to erase `uuid`, which is forgotten in `txn`: all that is kept of it from before `epoch`."""
         self._put(txn, codec.pack_id(uuid), Erasing(epoch, uuid))
 
-    def slice(self, txn: lmdb.Transaction) -> bool:
-        """Do a slice of the work. Return whether there was anything to do now."""
-        if not self.ready:
-            return False
+    def slice(self, txn: lmdb.Transaction) -> None:
+        """Do a slice of the work, if there is any to do now."""
         self._txn = txn
-        if self._steps is None:
-            self._steps = self._pass()
-        if next(self._steps, self) is self:
-            self._steps = None
-        return True
+        if self._named:
+            self._named_pass = _stepped(self._named_pass or self._erase_named(dict(self._named)))
+        if self._ids_are_ready():
+            self._ids_pass = _stepped(self._ids_pass or self._erase_only_ids(dict(self._only_ids)))
 
-    def _pass(self) -> Iterator[None]:
-        """Erase all that are pending now, a slice at a time; those that come meanwhile are for the next pass."""
-        named = {key: erasing for key, erasing in self._pending.items() if erasing.uuid}
-        if named:
-            for number, erasing in enumerate(named.values(), 1):
-                if self._mend_separator(erasing.uuid.encode()) or number % SLICE_LOOKUPS == 0:
-                    yield
-            uuids = {erasing.uuid: erasing.epoch for erasing in named.values()}
-            for _ in self._erase_from_journal(uuids):
-                yield
-            for key, erasing in named.items():
-                if self._pending[key] is erasing:  # else it was forgotten again meanwhile
-                    self._put(self._txn, key, replace(erasing, uuid=""))
-            return
-        keys = dict(self._pending)
+    def _ids_are_ready(self) -> bool:
+        return bool(self._only_ids) and self._clock() >= self._rest_until
+
+    def _erase_named(self, named: dict[bytes, Erasing]) -> Iterator[None]:
+        """Erase all but records of ids, a slice at a time."""
+        uuids = {erasing.uuid: erasing.epoch for erasing in named.values()}
+        yield from self._mend_separators(list(uuids))
+        yield from self._erase_from_journal(uuids)
+        for key, erasing in named.items():
+            if self._named[key] is erasing:  # else it was forgotten again meanwhile
+                self._put(self._txn, key, replace(erasing, uuid=""))
+
+    def _erase_only_ids(self, keys: dict[bytes, Erasing]) -> Iterator[None]:
+        """Erase records of ids, a slice at a time."""
         for table in self._ids:
-            for _ in self._erase_from_ids(table, keys):
-                yield
+            yield from self._erase_from_ids(table, keys)
         for key, erasing in keys.items():
-            if self._pending[key] is erasing:
-                del self._pending[key]
+            if self._only_ids.get(key) is erasing:
+                del self._only_ids[key]
                 self._txn.delete(codec.ERASING_PREFIX + key, db=self._meta)
 
     def _put(self, txn: lmdb.Transaction, key: bytes, erasing: Erasing) -> None:
-        self._pending[key] = erasing
+        self._keep(key, erasing)
         txn.put(codec.ERASING_PREFIX + key, codec.pack_erasing(erasing), db=self._meta)
+
+    def _keep(self, key: bytes, erasing: Erasing) -> None:
+        to, other = (self._named, self._only_ids) if erasing.uuid else (self._only_ids, self._named)
+        other.pop(key, None)
+        to[key] = erasing
 
     def _is_gone(self, uuid: str) -> bool:
         return self._txn.get(codec.pack_uuid(uuid), db=self._means) is None
 
     def _erase_from_journal(self, uuids: dict[str, int]) -> Iterator[None]:
-        """Take what is kept of `uuids` from before their epochs out of the journal's records, from the oldest on."""
-        done, end = 0, self._journal.last
+        """Take what is kept of `uuids` from before their epochs out of the journal's records, from the oldest on.
+
+        Who is there again keeps its entries, all that follow too: one that says "in means" may take back an older one.
+        """
+        done, end, back = 0, self._journal.last, set[str]()
         while records := self._journal.records(self._txn, done, end, SLICE_ENTRIES):
             done = records[-1][0]
             for number, table, record in records:
-                tallies = {uuid: tally for uuid, tally in record.tallies.items() if not (uuid in uuids and self._is_gone(uuid))}
+                found = record.tallies.keys() & uuids.keys()
+                back.update(uuid for uuid in found if not self._is_gone(uuid))
+                tallies = {uuid: tally for uuid, tally in record.tallies.items() if uuid not in found or uuid in back}
                 ids = {key: self._erased(value, uuids) for key, value in record.ids.items()}
                 if len(tallies) < len(record.tallies) or ids != record.ids:
                     self._journal.rewrite(self._txn, number, table, record, replace(record, tallies=tallies, ids=ids))
@@ -176,13 +191,31 @@ class Erasure:
             self._rest_until = self._clock() + IDS_REST_SECONDS
             yield
 
+    def _mend_separators(self, uuids: list[str]) -> Iterator[None]:
+        """Mend those that are separators. Again, since to mend one may move another that was looked up before."""
+        lookups = left = max(SLICE_LOOKUPS, len(uuids) // LOOKUPS_MAX_SLICES)
+        for _ in range(MEND_ROUNDS):
+            mended = []
+            for uuid in uuids:
+                left -= 1
+                if self._mend_separator(uuid.encode()):
+                    mended.append(uuid)
+                    left -= MEND_LOOKUPS
+                if left <= 0:
+                    yield
+                    left = lookups
+            if not mended:
+                return
+            uuids = mended
+            yield
+
     def _mend_separator(self, key: bytes) -> bool:
         """Have LMDB choose another separator where `key`, which is deleted, still is one. Return whether it was.
 
         All keys of the page that it stands for are deleted, and with the page goes its separator; then they are put back. For a
         page of leaves these are some hundred keys; for one of branches, a hundred times as many, and as much rarer.
         """
-        bounds = behind_separator(self._path, codec.MEANS_TABLE, key)
+        bounds = behind_separator(self._descriptor, codec.MEANS_TABLE, key)
         if bounds is None or self._txn.get(key, db=self._means) is not None:
             return False
         items = []
@@ -207,31 +240,35 @@ _ROOT_AT = 40
 _NO_PAGE = (1 << 64) - 1
 
 
-def behind_separator(path: os.PathLike[str], table: bytes, key: bytes) -> bytes | None:
+def _stepped(steps: Iterator[None]) -> Iterator[None] | None:
+    """Do the next step and return what is left; None if that was all."""
+    return None if next(steps, steps) is steps else steps
+
+
+def behind_separator(descriptor: int, table: bytes, key: bytes) -> bytes | None:
     """Return the separator that follows `key` in a table if `key` is one, empty if none follows; None if it is not one.
 
-    As of the last commit, on the highest level on which it is one. Nobody may write meanwhile.
+    As of the last commit to the data file, on the highest level on which it is one. Nobody may write meanwhile.
     """
-    with open(path, "rb", buffering=0) as file:
-        size = struct.unpack_from("=I", os.pread(file.fileno(), _PSIZE_AT + 4, 0), _PSIZE_AT)[0]
+    size = struct.unpack_from("=I", os.pread(descriptor, _PSIZE_AT + 4, 0), _PSIZE_AT)[0]
 
-        def read(number: int) -> bytes:
-            return os.pread(file.fileno(), size, number * size)
+    def read(number: int) -> bytes:
+        return os.pread(descriptor, size, number * size)
 
-        newest = max(read(0), read(1), key=lambda meta: _NUMBER.unpack_from(meta, _TXN_AT))
-        leaf = [page for page, _ in _descend(read, _NUMBER.unpack_from(newest, _MAIN_DB_AT + _ROOT_AT)[0], table)][-1]
-        root = next(_NUMBER.unpack_from(leaf, at + _ROOT_AT)[0] for name, _, at in _nodes(leaf) if name == table)
-        if root == _NO_PAGE:
-            return None
-        behind = b""
-        for page, place in _descend(read, root, key):
-            nodes = _nodes(page)
-            if not _is_branch(page):
-                break
-            if place + 1 < len(nodes):
-                behind = nodes[place + 1][0]
-            if nodes[place][0] == key:
-                return behind
+    newest = max(read(0), read(1), key=lambda meta: _NUMBER.unpack_from(meta, _TXN_AT))
+    leaf = [page for page, _ in _descend(read, _NUMBER.unpack_from(newest, _MAIN_DB_AT + _ROOT_AT)[0], table)][-1]
+    root = next(_NUMBER.unpack_from(leaf, at + _ROOT_AT)[0] for name, _, at in _nodes(leaf) if name == table)
+    if root == _NO_PAGE:
+        return None
+    behind = b""
+    for page, place in _descend(read, root, key):
+        nodes = _nodes(page)
+        if not _is_branch(page):
+            break
+        if place + 1 < len(nodes):
+            behind = nodes[place + 1][0]
+        if nodes[place][0] == key:
+            return behind
     return None
 
 

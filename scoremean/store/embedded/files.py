@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lmdb
@@ -14,7 +15,12 @@ from scoremean.errors import StoreDamaged, StoreError, StoreForeign, StoreInUse,
 
 DATA_FILE = "data.mdb"
 LOCK_FILE = "scoremean.lock"
+# With LMDB's own table of readers. One that opens a new one would not be seen, and read pages that are being written.
+_FILES = (DATA_FILE, LOCK_FILE, "lock.mdb")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+# What is no fault of the store's, when LMDB has none of it.
+_LACKS = {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EPIPE}
 
 _HINTS = {
     errno.EACCES: "run scoremean as the user who owns it, or give --store another directory",
@@ -30,8 +36,34 @@ def refusal(verb: str, path: Path, reason: str, number: int | None) -> StoreErro
     return StoreError(f"cannot {verb} the store {path}: {reason}{hint}")
 
 
+def lmdb_refusal(verb: str, path: Path, error: lmdb.Error) -> StoreError:
+    """Return the error for what LMDB refuses, which is mostly what the operating system refuses to it."""
+    return refusal(verb, path, str(error).removeprefix(f"{path}: "), error.code)
+
+
+def require_whole(path: Path) -> None:
+    """Raise StoreDamaged for a data file without a byte: LMDB takes it for a new one, and scoremean never leaves one."""
+    if not (path / DATA_FILE).stat().st_size:
+        raise StoreDamaged(f"{path / DATA_FILE} is empty: it was cut off; restore a backup")
+
+
+@contextmanager
+def copying(path: Path) -> Iterator[None]:
+    """Make StoreDamaged of what LMDB finds wrong with the pages that it copies, and StoreError of what it lacks for it."""
+    try:
+        yield
+    except lmdb.ReadersFullError as error:
+        raise StoreError(f"the store {path} has too many readers: {error}") from error
+    except lmdb.Error as error:
+        if error.code in _LACKS:
+            raise lmdb_refusal("copy", path, error) from error
+        raise StoreDamaged(f"the store {path} cannot be copied: {error}") from error
+
+
 def require_store(path: Path) -> None:
-    """Raise StoreMissing unless there is a store at `path`."""
+    """Raise StoreMissing unless there is a store at `path`; StoreError for a file."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"cannot open the store {path}: it is not a directory")
     if not (path / DATA_FILE).exists():
         raise StoreMissing(f"there is no store at {path}; `scoremean serve --store {path}` makes one")
 
@@ -63,7 +95,7 @@ class WriterLock:
 
     Attributes:
         descriptor: of the file.
-        data: a descriptor of the data file, once `watch` was called.
+        data: a descriptor of the data file, once `hold` was called.
         in_doubt: the store must be checked; set by a failed commit, too.
     """
 
@@ -76,17 +108,28 @@ class WriterLock:
             os.close(self.descriptor)
             owner = left[0] if left else "(unknown)"
             raise StoreInUse(f"the store {path} is in use by process {owner}; stop it first") from None
+        self._watched: dict[str, os.stat_result] = {}
         self._boot = BOOT_ID.read_text(encoding="ascii").strip()
         self.in_doubt = bool(left) and left[1:] != [self._boot]
         self._write(f"{os.getpid()} {'in-doubt' if self.in_doubt else self._boot}\n")
 
-    def watch(self, path: Path) -> None:
-        """Know from now on whether the data file is still there."""
+    def hold(self, path: Path) -> None:
+        """Open the data file, to read what LMDB has written to it."""
         self.data = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    def watch(self, path: Path) -> None:
+        """Know from now on whether the files that are in the directory at `path` still are."""
+        # By their full names: the process may go to another directory.
+        self._watched = {name: os.stat(name) for name in (os.path.abspath(path / file) for file in _FILES)}
+
     def is_there(self) -> bool:
-        """Return whether both files are in a directory still."""
-        return bool(os.fstat(self.data).st_nlink and os.fstat(self.descriptor).st_nlink)
+        """Return whether the files are in their places: not removed, nor moved, nor replaced by others."""
+        try:
+            return all(os.path.samestat(os.stat(name), was) for name, was in self._watched.items())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # this process may not look any more
+            return True
 
     def abandon(self) -> None:
         """Close the files, which another process has too and goes on to use."""
@@ -102,6 +145,7 @@ class WriterLock:
     def release(self) -> None:
         """Let go of the lock, after the store was closed."""
         self._write("in-doubt\n" if self.in_doubt else "")
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # also that of a child which was forked just now
         self.abandon()
 
     def _write(self, text: str) -> None:
@@ -165,7 +209,7 @@ def _environment(path: Path, size_max_bytes: int, readonly: bool) -> lmdb.Enviro
     except lmdb.Error as error:
         if "already open in this process" in str(error):
             raise StoreInUse(f"the store {path} is already open in this process; use it from there") from error
-        raise refusal("open", path, str(error), error.code) from error
+        raise lmdb_refusal("open", path, error) from error
     # A reader that was killed leaves its slot, and with it the pages it saw, taken.
     env.reader_check()
     return env
@@ -189,9 +233,7 @@ def copy_pages(path: Path, descriptor: int) -> None:
         StoreDamaged: the file's first two pages are damaged, or a page cannot be read.
     """
     try:
-        with open_environment(path, 0, readonly=True) as env:
+        with copying(path), open_environment(path, 0, readonly=True) as env:
             env.copyfd(descriptor)
-    except lmdb.ReadersFullError as error:
-        raise StoreError(f"the store {path} has too many readers: {error}") from error
-    except (lmdb.Error, StoreForeign) as error:
+    except StoreForeign as error:
         raise StoreDamaged(f"the store {path} cannot be copied: {error}") from error

@@ -17,7 +17,8 @@ Format 1:
     meta          "range"                msgpack [score_min, score_max]: what the scores of this store are
     meta          "erasing-", BLAKE2b    msgpack [epoch, UUID]: what is left to erase of a UUID; of ids alone if it is empty
                   of a UUID
-    meta          "erased"               msgpack integer: up to this record, entries that said "in means" may have been erased
+    meta          "erased"               msgpack [number, txn]: up to this record, entries that said "in means" may have been
+                                         erased, the last time in this transaction
 
 What a UUID's tally is, the newest record of the journal that names it says, unless with a count of 0, and otherwise `means`;
 likewise for ids.
@@ -233,6 +234,19 @@ def unpack_erasing(value: bytes) -> Erasing:
         case [epoch, str() as uuid] if _are(int, epoch):
             return Erasing(epoch, uuid)
     raise StoreDamaged(f"the bytes {bytes(value).hex()} do not say what is to be erased")
+
+
+def pack_erased(number: int, txn_id: int) -> bytes:
+    """Return the bytes of what tells readers that entries were erased."""
+    return msgpack.packb((number, txn_id))
+
+
+def unpack_erased(value: bytes | None) -> tuple[int, int]:
+    """Return `(number, txn_id)` of a value, or of none. Raises StoreDamaged when the bytes are not a pair of integers."""
+    match _unpack(value) if value else (0, 0):
+        case [number, txn_id] if _are(int, number, txn_id):
+            return number, txn_id
+    raise StoreDamaged(f"the bytes {bytes(value).hex()} do not say what was erased")
 
 
 def pack_forgotten(uuid: str | bytes) -> bytes:

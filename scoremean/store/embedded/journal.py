@@ -65,7 +65,7 @@ class Journal:
         self._dead: list[dict] = []
         self._appended: _Appended | None = None
         self._emptied = False
-        self._erased = 0
+        self._erased = 0, 0
 
     @property
     def total(self) -> Tally:
@@ -125,8 +125,8 @@ class Journal:
             StoreDamaged: a record is none.
         """
         parts = (self._newer, self._older)
-        if (erased := codec.unpack_number(txn.get(codec.ERASED_KEY, b"\0", self._meta))) > self._erased:
-            if self.last < erased:  # it did not read what was erased, and goes by older entries
+        if (erased := self._erased_in(txn)) != self._erased:
+            if self.last < erased[0]:  # it may not have read what was erased, and go by older entries
                 for part in parts:
                     part.clear()
             self._erased = erased
@@ -158,12 +158,16 @@ class Journal:
         txn.delete(key, db=table)
         txn.put(key, codec.pack_record(new), db=table)
         if any(not old.tallies[uuid].count for uuid in old.tallies.keys() - new.tallies.keys()):
-            txn.put(codec.ERASED_KEY, codec.pack_number(number), db=self._meta)
+            last = max(number, self._erased_in(txn)[0])
+            txn.put(codec.ERASED_KEY, codec.pack_erased(last, txn.id()), db=self._meta)
         for id_key, value in new.ids.items():
             for part in (self._newer, self._older):  # a fold would write the old one
                 ids = part.ids[hash(id_key) % SHARDS]
                 if ids.get(id_key) == old.ids[id_key]:
                     ids[id_key] = value
+
+    def _erased_in(self, txn: lmdb.Transaction) -> tuple[int, int]:
+        return codec.unpack_erased(txn.get(codec.ERASED_KEY, db=self._meta))
 
     def has_room(self, entries: int) -> bool:
         """Return whether a batch of so many tallies and ids should go to the journal, or rather in place."""

@@ -23,7 +23,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 
@@ -42,12 +42,15 @@ from scoremean.store.embedded.erasure import Erasure, Tables
 from scoremean.store.embedded.files import (
     DATA_FILE,
     WriterLock,
+    copying,
     free_bytes,
+    lmdb_refusal,
     make_data_file,
     make_directory,
     open_environment,
     refusal,
     require_store,
+    require_whole,
 )
 from scoremean.store.embedded.journal import Journal
 
@@ -97,7 +100,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         StoreError: the store keeps another range; or the operating system refuses the directory; the message says why.
     """
 
-    def __init__(  # pylint: disable=too-many-arguments  # each is a choice of the user's
+    def __init__(  # pylint: disable=too-many-arguments,too-many-statements  # each is a choice, or a part
         self,
         path: str | os.PathLike[str],
         *,
@@ -118,6 +121,8 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         self._caught_up = True
         self._commits = self._commits_tended = 0
         self._lock: WriterLock | None = None
+        self._reading = Lock()
+        _open_stores.add(self)
         try:
             hold_standard_descriptors()
             if readonly:
@@ -127,11 +132,11 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
                 self._lock = WriterLock(self.path)
                 if not (self.path / DATA_FILE).exists():
                     make_data_file(self.path, size_max_bytes)
-                elif not (self.path / DATA_FILE).stat().st_size:
-                    # LMDB would take it for a new one, and scoremean never leaves one.
-                    raise StoreDamaged(f"{self.path / DATA_FILE} is empty: it was cut off; restore a backup")
-                self._lock.watch(self.path / DATA_FILE)
+                self._lock.hold(self.path / DATA_FILE)
+            require_whole(self.path)
             self._env = open_environment(self.path, size_max_bytes, readonly)
+            if self._lock is not None:
+                self._lock.watch(self.path)
         except OSError as error:
             self._unlock()
             raise refusal("open", self.path, error.strerror, error.errno) from error
@@ -139,7 +144,6 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
             self._unlock()
             raise
         self._writer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoremean-store")
-        self._reading = Lock()
         self._closing = Event()
         self._tender = Thread(target=self._tend, name="scoremean-tender", daemon=True)
         try:
@@ -147,10 +151,12 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
             self.close()
             raise StoreDamaged(f"the store {self.path} is damaged: {error}; restore a backup") from error
+        except lmdb.Error as error:  # such as a disk that has no room for the first commit
+            self.close()
+            raise lmdb_refusal("open", self.path, error) from error
         except Exception:
             self.close()
             raise
-        _open_stores.add(self)
         if self._lock is not None:
             self._tender.start()
 
@@ -160,7 +166,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         new = low if score_min is None else score_min, high if score_max is None else score_max
         self._tables = self._writer_thread.submit(self._open_tables, new).result()
         self._journal = Journal(self._tables.journals, self._tables.meta, self._tables.means, self._tables.ids)
-        self._erasure = Erasure(self.path / DATA_FILE, self._tables, self._journal, time.monotonic)
+        self._erasure = Erasure(self._lock.data if self._lock else -1, self._tables, self._journal, time.monotonic)
         with self._env.begin(db=self._tables.meta) as txn:
             self._journal.read(txn)
             self._erasure.load(txn)
@@ -263,12 +269,11 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
 
         Raises:
             StoreDamaged: LMDB finds its pages damaged. It trusts them, so worse damage may end the process by a signal.
+            StoreError: the operating system lacks what it takes.
         """
         self._require_open()
-        try:
+        with copying(self.path):
             self._env.copyfd(descriptor, compact=True)
-        except lmdb.Error as error:
-            raise StoreDamaged(f"the store {self.path} cannot be copied: {error}") from error
 
     def catch_up(self) -> bool:
         """Read on in the journal of a store that another process writes, a slice of it. Return whether that was all.
@@ -283,19 +288,26 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         if self._closed:
             return
         self._closed = True
-        _open_stores.discard(self)
         if self._forked:  # everything is the parent's
             return
         self._closing.set()
-        if self._tender.is_alive():
-            self._tender.join()
-            ends = time.monotonic() + CLOSE_TEND_SECONDS
-            while self._is_late() and time.monotonic() < ends and self._writer_thread.submit(self._commit_what_is_due).result():
-                pass
-        self._writer_thread.shutdown(wait=True)
-        with self._reading:
-            self._env.close()
-        self._unlock()
+        try:
+            if self._tender.is_alive():
+                self._tender.join()
+                self._expire()
+        finally:
+            self._writer_thread.shutdown(wait=True)
+            with self._reading:
+                self._env.close()
+            self._unlock()
+
+    def _expire(self) -> None:
+        """Have ids expire that are late to, if they can: a store that is never open for long has no other time for it."""
+        ends = time.monotonic() + CLOSE_TEND_SECONDS
+        with suppress(StoreFull):
+            while not self._failed and self._is_late() and time.monotonic() < ends:
+                if not self._writer_thread.submit(self._commit_what_is_due).result():
+                    return
 
     def after_fork(self) -> None:
         """Be of no use in the child of a fork: the threads are the parent's, and so is the lock, which must end with it."""
@@ -454,10 +466,12 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         return int(self._clock()) - self._meta.generation.since_seconds >= self._id_retention_seconds
 
     def _require_files(self) -> None:
-        """Raise StoreError if the files of the store were removed: what is written to them would be lost."""
+        """Raise StoreError if the files of the store are not where they were: what is written to them would be lost."""
         if not self._lock.is_there():
             self._failed = True
-            raise StoreError(f"the files of the store {self.path} were removed while it was open; nothing is counted any more")
+            raise StoreError(
+                f"the files of the store {self.path} were removed or replaced while it was open; nothing is counted any more"
+            )
 
     def _write_without_fold(self, batch: Sequence[Change], generation: Generation, counted: Lock) -> list[Outcome]:
         """Write where a fold found no room: it copies pages, and without it the batch may fit. Raises StoreFull."""
@@ -528,6 +542,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         return generation
 
     def _unlock(self) -> None:
+        _open_stores.discard(self)
         if self._lock is not None:
             self._lock.release()
 
