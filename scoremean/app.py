@@ -19,14 +19,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoremean.web.access import Access
 from scoremean.errors import ListenError
-from scoremean.web.handlers import Handlers
-from scoremean.web.events import Live
 from scoremean.process import STOPPING, notify, with_descriptors
-from scoremean.web.server import Router, Server
 from scoremean.settings import Settings
 from scoremean.store.base import Store
+from scoremean.web.access import Access
+from scoremean.web.events import Live
+from scoremean.web.handlers import Handlers
+from scoremean.web.server import Router, Server
 from scoremean.web.wire import ScoreDecoder
 from scoremean.writer import Writer
 

@@ -32,12 +32,12 @@ from scoremean.counts import Counts, shared_memory
 from scoremean.errors import ListenError, ScoremeanError, SettingError, StoreDamaged, StoreError
 from scoremean.model import Mean, Merge, Score, Tally, Void, Voided, VoidScore
 from scoremean.ops.backup import backup, check, check_file, replacing, restore, stream
+from scoremean.ops.transfer import Columns, Importer, cut, export
 from scoremean.process import READY, loop_factory, notify
 from scoremean.settings import SETTINGS, Settings, add_flags, integer, resolve, unknown_variables
 from scoremean.store import open_store
 from scoremean.store.base import Change, Store
 from scoremean.store.embedded.files import DATA_FILE, require_store
-from scoremean.ops.transfer import Columns, Importer, cut, export
 from scoremean.web.wire import ScoreDecoder
 
 OK, FAILED, USAGE, NOT_STARTED, DAMAGED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141

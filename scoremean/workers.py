@@ -26,7 +26,6 @@ from contextlib import suppress
 import msgspec
 from msgspec import Struct
 
-from scoremean.web.access import Access
 from scoremean.app import answer_signals, close_all, ignore_signals, listen, serve
 from scoremean.counts import Counts
 from scoremean.errors import ScoremeanError
@@ -36,6 +35,7 @@ from scoremean.settings import Settings
 from scoremean.store.base import Store
 from scoremean.store.embedded.store import LmdbStore
 from scoremean.store.forward import RemoteStore, SharedStore
+from scoremean.web.access import Access
 
 QUICK_END_SECONDS = 1.0
 QUICK_ENDS_MAX = 5

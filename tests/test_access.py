@@ -25,13 +25,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from scoremean import Score, Tally, cli
-from scoremean.web import events as live
-from scoremean.web.access import TOKENS_MAX, Access, Hosts, Right, read_tokens, write_token
 from scoremean.app import Service, serve
 from scoremean.client import Client
 from scoremean.errors import Forbidden, ListenError, MisdirectedRequest, SettingError, Unauthorized
-from scoremean.web.handlers import Handlers
 from scoremean.settings import Settings
+from scoremean.web import events as live
+from scoremean.web.access import TOKENS_MAX, Access, Hosts, Right, read_tokens, write_token
+from scoremean.web.handlers import Handlers
 from tests.support import Server, post, require_program
 from tests.test_http import assert_problem, exchange, raw_post, raw_request, read_response
 

@@ -35,8 +35,8 @@ from scoremean.app import Service
 from scoremean.client import Client, SyncClient
 from scoremean.errors import Fault, InvalidScore, ScoremeanError, Unavailable
 from scoremean.model import Mean, Score, Tally
-from scoremean.web.server import describe
 from scoremean.settings import Settings
+from scoremean.web.server import describe
 from tests.pages import DOCS, blocks
 from tests.support import Server
 from tests.test_docs import error_classes

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoremean.store.embedded import format as codec
 from scoremean.errors import StoreDamaged
 from scoremean.model import Tally
+from scoremean.store.embedded import format as codec
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from scoremean import errors
-from scoremean.web.handlers import Handlers
 from scoremean.settings import SETTINGS
+from scoremean.web.handlers import Handlers
 from tests import reference
 from tests.test_http import BAD_INPUT, BAD_REQUESTS
 from tests.test_layers import LINE

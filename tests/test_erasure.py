@@ -10,15 +10,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from hypothesis import strategies as st
 from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from scoremean import Add, Forget, Replay, Score, Tally, Void, open_store
-from scoremean.store.embedded import format as codec
 from scoremean.errors import UnknownId
-from scoremean.store.embedded import erasure
-from scoremean.store.embedded import journal
+from scoremean.store.embedded import erasure, journal
+from scoremean.store.embedded import format as codec
 from scoremean.store.embedded import store as lmdb_module
 from scoremean.store.embedded.store import LmdbStore
 from tests.support import LONG, SMALL_JOURNAL, assert_sound

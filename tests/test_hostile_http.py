@@ -12,8 +12,8 @@ from http import HTTPStatus
 import pytest
 
 from scoremean.app import Service
-from scoremean.web.handlers import Handlers
 from scoremean.model import Score
+from scoremean.web.handlers import Handlers
 from tests.support import LONG
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 
 from scoremean import Page, Score, Tally, Void
-from scoremean.web import events as live
 from scoremean.errors import Stopping
+from scoremean.web import events as live
 from scoremean.web.events import Live
 from scoremean.web.overview import MIN_COUNTS
 from tests.support import Server, post, scores_of

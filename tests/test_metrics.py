@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scoremean import Merge, Score, Void, VoidScore, counts, errors
 from scoremean.counts import STATUSES, Counts, request_cell, shared_memory
-from scoremean.web.handlers import Handlers
 from scoremean.metrics import Metrics
 from scoremean.model import Stats
 from scoremean.store.embedded import journal
 from scoremean.store.embedded.store import LmdbStore
+from scoremean.web.handlers import Handlers
 from tests.support import SMALL_JOURNAL, Server, post, scores_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"

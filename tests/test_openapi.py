@@ -23,12 +23,12 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from scoremean import cli, errors
-from scoremean.web import docs_page as docs
 from scoremean.app import Service
 from scoremean.errors import InvalidScore, ScoremeanError
+from scoremean.settings import Settings
+from scoremean.web import docs_page as docs
 from scoremean.web.handlers import Handlers
 from scoremean.web.openapi import OPERATIONS, PROBLEM, document, encoded
-from scoremean.settings import Settings
 from scoremean.web.wire import JSON, MSGPACK, NDJSON, ScoreDecoder
 from tests.support import Server, fetch, require_library, require_program
 from tests.test_http import BAD_INPUT, BAD_REQUESTS, exchange

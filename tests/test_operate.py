@@ -21,9 +21,9 @@ from aiohttp import ClientSession
 from msgspec.structs import replace
 
 from scoremean import Add, Forget, Merge, Replay, Score, Tally, Void, VoidScore, cli, open_store
-from scoremean.store.embedded import format as codec
-from scoremean.ops import backup as operate
 from scoremean.errors import NotWritten, StoreDamaged, StoreError, StoreForeign, StoreMissing
+from scoremean.ops import backup as operate
+from scoremean.store.embedded import format as codec
 from scoremean.store.embedded import journal
 from scoremean.store.embedded.store import LmdbStore
 from tests.support import LONG, SMALL_JOURNAL, Server, assert_sound, post, scores_of

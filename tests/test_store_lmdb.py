@@ -18,25 +18,25 @@ import pytest
 from hypothesis import settings
 
 from scoremean import open_store
-from scoremean.store.embedded import format as codec
 from scoremean.errors import (
     IdVoided,
     NoSuchScore,
     OutcomeUnknown,
     SettingError,
+    Stopping,
     StoreDamaged,
     StoreError,
     StoreForeign,
     StoreFull,
     StoreInUse,
     StoreMissing,
-    Stopping,
     UnknownId,
     UnknownUUID,
 )
-from scoremean.process import child_environment
 from scoremean.model import Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
+from scoremean.process import child_environment
 from scoremean.store.embedded import files, journal
+from scoremean.store.embedded import format as codec
 from scoremean.store.embedded import store as lmdb_module
 from scoremean.store.embedded.commit import Commit
 from scoremean.store.embedded.store import DISK_RESERVE_BYTES, ID_RETENTION_SECONDS, LmdbStore

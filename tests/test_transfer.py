@@ -23,9 +23,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scoremean import Tally, cli, open_store
-from scoremean.ops import transfer
 from scoremean.errors import ImportStopped
 from scoremean.model import Add
+from scoremean.ops import transfer
 from scoremean.store.embedded.store import LmdbStore
 from scoremean.web.wire import ScoreDecoder
 from tests.support import Server, assert_sound, post, require_library

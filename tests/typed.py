@@ -15,8 +15,8 @@ from scoremean import (
     Add,
     Batch,
     Forget,
-    Merge,
     Mean,
+    Merge,
     Page,
     Replay,
     Score,
@@ -25,8 +25,8 @@ from scoremean import (
     Store,
     Tally,
     Void,
-    VoidScore,
     Voided,
+    VoidScore,
     open_store,
 )
 from scoremean.client import Client, SyncClient

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from scoremean.web.openapi import EVENTS, PROBLEM, document
 from scoremean.settings import Settings
+from scoremean.web.openapi import EVENTS, PROBLEM, document
 from scoremean.web.wire import JSON
 
 # Stands for the address in the commands. A shell needs quotes around it, and so they are there for any other.

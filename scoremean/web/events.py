@@ -20,8 +20,8 @@ from msgspec import Struct
 from scoremean.counts import COMMIT_DURATION, DISK_FREE_BYTES, NANOSECONDS, QUEUE_SCORES, REPLAYS, SCORES, VOIDS
 from scoremean.errors import ScoremeanError, TooManyStreams
 from scoremean.model import Stats
-from scoremean.web.overview import Reading
 from scoremean.store.base import Store
+from scoremean.web.overview import Reading
 
 STREAMS_MAX = 64
 EVENT_SECONDS = 1.0

@@ -16,9 +16,6 @@ import msgspec
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
-from scoremean.web.access import Right
-from scoremean.web.assets import HEADERS as ASSET_HEADERS
-from scoremean.web.assets import Asset, page_files, make_asset
 from scoremean.errors import (
     InvalidId,
     InvalidScore,
@@ -28,11 +25,14 @@ from scoremean.errors import (
     UnknownRoute,
     UnknownUUID,
 )
-from scoremean.web.events import Live
 from scoremean.model import Batch, Forget, Mean, Merge, Replay, Tally, Void, VoidScore, require_id, require_uuid
-from scoremean.web.server import Response, Route, Stream, decoded_path, describe, read_body, respond
 from scoremean.settings import Settings
 from scoremean.store.base import Store
+from scoremean.web.access import Right
+from scoremean.web.assets import HEADERS as ASSET_HEADERS
+from scoremean.web.assets import Asset, make_asset, page_files
+from scoremean.web.events import Live
+from scoremean.web.server import Response, Route, Stream, decoded_path, describe, read_body, respond
 from scoremean.web.wire import (
     JSON,
     MSGPACK,

@@ -19,13 +19,13 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from scoremean import errors
+from scoremean.errors import RequestError, ScoremeanError, Unavailable
+from scoremean.model import TEXT_MAX_BYTES, Mean, Stats
+from scoremean.settings import Settings
 from scoremean.web.access import Right
 from scoremean.web.assets import HEADERS as ASSET_HEADERS
-from scoremean.errors import RequestError, ScoremeanError, Unavailable
 from scoremean.web.events import Now
-from scoremean.model import TEXT_MAX_BYTES, Mean, Stats
 from scoremean.web.overview import BINS, MIN_COUNTS, TOP_UUIDS, View
-from scoremean.settings import Settings
 from scoremean.web.wire import JSON, MSGPACK, NDJSON, PAGE_DEFAULT_UUIDS, PAGE_MAX_UUIDS, ScoreDecoder
 
 PROBLEM = "application/problem+json"

@@ -32,7 +32,6 @@ import msgspec
 from aiohttp import StreamReader, hdrs, web
 from multidict import MultiMapping, istr
 
-from scoremean.web.access import Access, Right
 from scoremean.counts import CONNECTIONS, REQUESTS, STATUS_PLACES, STATUSES, Counts, request_cell
 from scoremean.errors import (
     BodyTooLarge,
@@ -49,6 +48,7 @@ from scoremean.errors import (
 )
 from scoremean.logs import log_access
 from scoremean.settings import Settings
+from scoremean.web.access import Access, Right
 from scoremean.web.wire import JSON, MSGPACK, NDJSON
 
 SWEEP_SECONDS = 1

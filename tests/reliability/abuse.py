@@ -29,6 +29,7 @@ from tests.reliability.guests import (
     timeout_flags,
 )
 
+
 @dataclass
 class Flood:
     """Connections that were opened and do nothing, or nothing more."""

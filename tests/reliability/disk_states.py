@@ -23,8 +23,8 @@ from typing import NamedTuple
 from lmdb.verify import verify
 
 from scoremean import Batch, Forget, Merge, Score, Tally, Void, VoidScore
-from scoremean.store.embedded import journal
 from scoremean.store.base import Change, Outcome
+from scoremean.store.embedded import journal
 from scoremean.store.embedded.files import DATA_FILE, LOCK_FILE
 from scoremean.store.embedded.store import LmdbStore
 from tests.reliability.broken import BROKEN

@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import msgpack
 import msgspec
 
-from scoremean.store.embedded import format as codec
-from scoremean.web import wire as validation
-from scoremean.store.embedded.format import Generation, IdRecord, Record
 from scoremean.errors import InvalidScore, MalformedRequest, RequestError, StoreDamaged
 from scoremean.model import Score, Tally
+from scoremean.store.embedded import format as codec
+from scoremean.store.embedded.format import Generation, IdRecord, Record
+from scoremean.web import wire as validation
 from scoremean.web.server import problem
 from scoremean.web.wire import JSON, MSGPACK, NDJSON, ScoreDecoder
 from tests.reliability.campaign import Finding, Trial, campaign

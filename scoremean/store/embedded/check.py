@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import lmdb
 
-from scoremean.store.embedded import format as codec
-from scoremean.store.embedded.format import IdRecord
 from scoremean.errors import InvalidScore, StoreDamaged
 from scoremean.model import SCORE_BOUND, Add, Tally, require_uuid
+from scoremean.store.embedded import format as codec
 from scoremean.store.embedded.erasure import Tables
+from scoremean.store.embedded.format import IdRecord
 from scoremean.store.embedded.journal import IN_MEANS
 
 

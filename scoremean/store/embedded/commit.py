@@ -8,8 +8,6 @@ from typing import NamedTuple
 import lmdb
 from msgspec.structs import replace
 
-from scoremean.store.embedded import format as codec
-from scoremean.store.embedded.format import Generation, IdRecord, Record
 from scoremean.counts import REPLAYS, SCORES, VOIDS
 from scoremean.errors import (
     Fault,
@@ -24,7 +22,9 @@ from scoremean.errors import (
 )
 from scoremean.model import SUM_BOUND, Add, Batch, Forget, Merge, Replay, Score, Tally, Void, Voided, VoidScore
 from scoremean.store.base import Change, Outcome
+from scoremean.store.embedded import format as codec
 from scoremean.store.embedded.erasure import Erasure, Tables
+from scoremean.store.embedded.format import Generation, IdRecord, Record
 from scoremean.store.embedded.journal import IN_MEANS, Journal
 
 

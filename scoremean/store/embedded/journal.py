@@ -31,9 +31,9 @@ from typing import NamedTuple
 
 import lmdb
 
+from scoremean.model import Tally
 from scoremean.store.embedded import format as codec
 from scoremean.store.embedded.format import Record
-from scoremean.model import Tally
 
 FOLD_AT_ENTRIES = 3 << 17
 FOLD_SLICE_ENTRIES = 1024

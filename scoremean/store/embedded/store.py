@@ -29,13 +29,12 @@ from threading import Event, Lock, Thread
 
 import lmdb
 
-from scoremean.store.embedded import format as codec
-from scoremean.store.embedded.format import Generation
 from scoremean.counts import COMMIT_DURATION, COMMIT_SCORES, DISK_FREE_BYTES, FOLD_DURATION, JOURNAL_ENTRIES, Counts
-from scoremean.errors import InvalidQuery, StoreDamaged, StoreError, StoreForeign, StoreFull, Stopping
+from scoremean.errors import InvalidQuery, Stopping, StoreDamaged, StoreError, StoreForeign, StoreFull
 from scoremean.model import Page, Stats, Tally, Text, require_uuid, require_uuids
 from scoremean.process import hold_standard_descriptors
 from scoremean.store.base import ID_RETENTION_SECONDS, SIZE_MAX_BYTES, Change, Outcome, Store
+from scoremean.store.embedded import format as codec
 from scoremean.store.embedded.check import Check, summary
 from scoremean.store.embedded.commit import Commit, Meta, scores_in
 from scoremean.store.embedded.erasure import Erasure, Tables
@@ -52,6 +51,7 @@ from scoremean.store.embedded.files import (
     require_store,
     require_whole,
 )
+from scoremean.store.embedded.format import Generation
 from scoremean.store.embedded.journal import Journal
 
 SCORE_RANGE = (0, 5)
