@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from scoremean.app import answer_signals, close_all, ignore_signals, listen, serve
 from scoremean.counts import Counts
-from scoremean.errors import ScoremeanError
+from scoremean.errors import ScoremeanError, StoreFull
 from scoremean.logs import log_to_stderr
 from scoremean.process import STOPPING, child_command, child_environment, loop_factory, notify
 from scoremean.settings import Settings
@@ -91,7 +91,8 @@ class _Parent:
     async def run(self) -> bool:
         """See serve_with_workers."""
         # A first commit, so that the size that the store may grow to is on disk, from which the workers take it.
-        await asyncio.wrap_future(self._store.submit([]))
+        with suppress(StoreFull):  # it may be full: what was counted is read, and retries get their first answers
+            await asyncio.wrap_future(self._store.submit([]))
         Access(self._settings)  # so that a file at fault is told here, and not by each worker
         listening = listen(self._settings, self._settings.workers)
         answer_signals(self._stop.set, lambda: self._signal(signal.SIGHUP))

@@ -20,6 +20,7 @@ from hypothesis import settings
 from scoremean import open_store
 from scoremean.errors import (
     IdVoided,
+    InvalidBatch,
     NoSuchScore,
     OutcomeUnknown,
     SettingError,
@@ -586,13 +587,15 @@ def test_a_retry_needs_no_room(store, monkeypatch):
     scores = [Score("a", 5, "id-1"), Score("a", 3, "id-2")]
     store.commit([*scores, Void("id-2")])
     monkeypatch.setattr(lmdb_module, "free_bytes", lambda _: 0)
-    batches = [Batch([scores[0], scores[0]]), Batch([scores[0], Score("b", 1, "id-3")])]
+    refused = Batch([scores[0], scores[1]])  # as it is with room: a retry of what was counted, and of what was voided since
+    batches = [Batch([scores[0], scores[0]]), Batch([scores[0], Score("b", 1, "id-3")]), refused]
     outcomes = store.commit([scores[0], Score("b", 1), *batches, *scores[1:], Void("id-2")])
     assert [plain(outcome) for outcome in outcomes] == [
         Replay(5, 1),
         StoreFull,
         [Replay(5, 1)] * 2,
         StoreFull,
+        InvalidBatch,
         IdVoided,
         Voided("a", Tally(5, 1)),
     ]

@@ -160,6 +160,29 @@ def test_a_worker_that_dies_is_replaced(tmp_path):
     assert_sound(tmp_path)
 
 
+def changed(statement: str) -> list[str]:
+    """Return what starts scoremean with a part of it changed; of the process that writes alone, not of its workers."""
+    source = f"import sys; from scoremean import cli; from scoremean.store import files, lmdb; {statement}"
+    return [sys.executable, "-c", f"{source}; sys.exit(cli.main())"]
+
+
+def test_workers_start_on_a_full_disk(tmp_path):
+    """Means are read, and a retry gets its first answer."""
+
+    async def run(url: str) -> None:
+        async with ClientSession(url) as session:
+            for body, status in (({"UUID": "a", "score": 5, "id": "id-1"}, 200), ({"UUID": "a", "score": 1}, 507)):
+                async with session.post("/scores", json=body) as response:
+                    assert response.status == status
+            async with session.get("/means/a") as response:
+                assert (await response.json())["sum"] == 5
+
+    with open_store(tmp_path) as store:
+        store.post(Score("a", 5, "id-1"))
+    with Server(tmp_path, "--workers", "2", program=changed("lmdb.free_bytes = lambda _: 0")) as server:
+        asyncio.run(run(server.url))
+
+
 def test_workers_that_cannot_start_end_the_service(tmp_path):
     """After a few tries, with exit code 1."""
     code = "import sys; from scoremean import cli, workers; workers.child_command = lambda *_: ['false']; sys.exit(cli.main())"

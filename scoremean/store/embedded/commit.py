@@ -132,11 +132,11 @@ class Commit:  # pylint: disable=too-many-instance-attributes  # what it changes
         return {uuid: tally for uuid, tally in self._tallies.items() if uuid not in in_place} | overridden
 
     def known(self, change: Change) -> Outcome | None:
-        """Return the outcome of a change whose ids are known already, so that it counts nothing; None of another one."""
+        """Return the outcome of a change that counts nothing: its ids are known or its batch is refused; None of others."""
         match change:
             case Batch(scores=scores) if scores:
                 outcomes = [self.known(score) for score in scores]
-                return outcomes if all(outcomes) and (change.skip or not tuple(self._refusals(scores))) else None
+                return self._refusal(change) or (outcomes if all(outcomes) else None)
             case Score(id=str()):
                 return self._known(change.id, change.uuid, Tally(change.score, 1))
             case Add(id=str()):
@@ -198,9 +198,13 @@ class Commit:  # pylint: disable=too-many-instance-attributes  # what it changes
         low, high = self._low, self._high
         if all(score.id is None and low <= score.score <= high for score in batch.scores):
             return self._add_all(batch.scores)
-        if not batch.skip and (faults := tuple(self._refusals(batch.scores))):
-            return InvalidBatch(f"{len(faults)} of {len(batch.scores)} scores are at fault, so none was counted", faults)
-        return [self._score(score) for score in batch.scores]
+        return self._refusal(batch) or [self._score(score) for score in batch.scores]
+
+    def _refusal(self, batch: Batch) -> InvalidBatch | None:
+        """Return the error of a batch of which none is counted, since some of its scores would be refused."""
+        if batch.skip or not (faults := tuple(self._refusals(batch.scores))):
+            return None
+        return InvalidBatch(f"{len(faults)} of {len(batch.scores)} scores are at fault, so none was counted", faults)
 
     def _refusals(self, scores: Sequence[Score]) -> Iterator[Fault]:
         """Yield a fault for each score that would be refused, before any of them is counted: only ids can be."""
