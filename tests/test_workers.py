@@ -162,7 +162,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path):
 
 def changed(statement: str) -> list[str]:
     """Return what starts scoremean with a part of it changed; of the process that writes alone, not of its workers."""
-    source = f"import sys; from scoremean import cli; from scoremean.store import files, lmdb; {statement}"
+    source = f"import sys; from scoremean import cli; from scoremean.store.embedded import files, store; {statement}"
     return [sys.executable, "-c", f"{source}; sys.exit(cli.main())"]
 
 
@@ -179,7 +179,7 @@ def test_workers_start_on_a_full_disk(tmp_path):
 
     with open_store(tmp_path) as store:
         store.post(Score("a", 5, "id-1"))
-    with Server(tmp_path, "--workers", "2", program=changed("lmdb.free_bytes = lambda _: 0")) as server:
+    with Server(tmp_path, "--workers", "2", program=changed("store.free_bytes = lambda _: 0")) as server:
         asyncio.run(run(server.url))
 
 
