@@ -107,7 +107,9 @@ class Options:
     def flags(self) -> list[str]:
         """The flags of `scoremean import`."""
         flags = {"--uuid-column": self.uuid, "--score-column": self.score, "--id-column": self.id}
-        given = [f"{flag}={name}" for flag, name in flags.items() if name is not None]
+        # Not the usual ones: a column is an id only where it is named as one, or where none is named.
+        usual = {"--uuid-column": "UUID", "--score-column": "score", "--id-column": None}
+        given = [f"{flag}={name}" for flag, name in flags.items() if name != usual[flag]]
         switches = {"--no-ids": not self.with_ids, "--tallies": self.tallies, "--on-error=skip": self.skip}
         return ([] if self.tallies else given) + [flag for flag, is_set in switches.items() if is_set]
 
@@ -186,7 +188,7 @@ def is_text(value: Any) -> bool:
 
 def objects(text: bytes, options: Options) -> Iterator[tuple[int, Any]]:
     """Yield what stands on each line of NDJSON, by the usual names; None in place of what is no JSON."""
-    names = {"UUID": options.uuid, "score": options.score} | ({"id": options.id} if options.id else {})
+    names = {"UUID": options.uuid, "score": options.score} | ({} if options.id is None else {"id": options.id})
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip(b" \t\r"):
             continue
@@ -215,8 +217,8 @@ def rows(text: bytes, options: Options) -> Iterator[tuple[int, Any]]:
         names = {"UUID": b"UUID", "sum": b"sum", "count": b"count"}
     else:
         names = {"UUID": options.uuid.encode(), "score": options.score.encode()}
-        if options.id or options.usual and b"id" in header:
-            names["id"] = (options.id or "id").encode()
+        if options.id is not None or options.usual and b"id" in header:
+            names["id"] = ("id" if options.id is None else options.id).encode()
     require(all(header.count(name) == 1 for name in names.values()))
     for number, cells in table:
         if cells is None or len(cells) != len(header) or not all(map(is_utf8, cells)):
@@ -426,7 +428,7 @@ class Files:
         members = {options.uuid: [uuid], options.score: str(score)}
         if self._is(0.3):
             name = random.choice(_NO_TEXTS) if self._is(0.1) else random.choice((*_TEXTS, *(f"i{n}" for n in range(40))))
-            members[options.id or "id"] = [name]
+            members["id" if options.id is None else options.id] = [name]
         if not options.usual and self._is(0.3):
             members.setdefault("other", ["x"])
         return members
