@@ -1,7 +1,6 @@
 """Campaigns that throw bytes at what reads bytes: validation, and the codec of the store.
 
     python -m tests.reliability.fuzz validation|codec SEED COUNT       what a campaign runs, in a process of its own
-    python -m tests.reliability.fuzz --atheris validation|codec RUNS   the same targets under atheris, guided by coverage
 
 An input is made from its seed alone, so a finding is found again. It is the bytes of a valid body or value, mutated, or JSON
 put together from pieces that are nearly right. A *target* is a function that takes the bytes and says whether they were taken;
@@ -12,9 +11,7 @@ any error but a documented one is a finding, and so is an AssertionError, by whi
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import msgpack
@@ -493,35 +489,8 @@ def main(subject: str, seed: str, number: str) -> None:
     print(json.dumps({"inputs": found.inputs, "taken": found.taken, "findings": found.findings}))
 
 
-def _main_atheris(subject: str, runs: str) -> None:
-    """Let atheris choose inputs by the coverage of scoremean's own lines. The first byte of an input chooses the target."""
-    import atheris  # pylint: disable=import-outside-toplevel,import-error  # optional
-
-    subjects = list(SUBJECTS[subject].values())
-    for module in (validation, codec):
-        for value in vars(module).values():
-            if getattr(value, "__module__", None) == module.__name__ and isinstance(value, FunctionType):
-                atheris.instrument_func(value)
-    for value in vars(ScoreDecoder).values():
-        if isinstance(value, FunctionType):
-            atheris.instrument_func(value)
-
-    def try_input(data: bytes) -> None:
-        if data:
-            try_one(subjects[data[0] % len(subjects)].target, data[1:])
-
-    corpus = Path("corpus")
-    corpus.mkdir(exist_ok=True)
-    for choice, one in enumerate(subjects):
-        for number, data in enumerate(one.valid):
-            (corpus / f"{choice}-{number}").write_bytes(bytes([choice]) + data)
-    arguments = [sys.argv[0], f"-runs={runs}", "-seed=1", "-max_len=4096", "-timeout=30", "-verbosity=0", str(corpus)]
-    atheris.Setup(arguments, try_input)
-    atheris.Fuzz()
-
-
-def _campaign(trial: Trial, subject: str, numbers: Sequence[int], runs: int) -> Finding:
-    """Run processes side by side, one for each of `numbers` with a seed of its own; then atheris, if it is installed."""
+def _campaign(trial: Trial, subject: str, numbers: Sequence[int]) -> Finding:
+    """Run processes side by side, one for each of `numbers` with a seed of its own."""
     broken = BROKEN_HERE[trial.broken][1] if trial.broken else ""
     source = f"{broken}\nimport sys\nfrom tests.reliability import fuzz\nfuzz.main(*sys.argv[1:])\n"
     processes = [
@@ -533,24 +502,8 @@ def _campaign(trial: Trial, subject: str, numbers: Sequence[int], runs: int) -> 
     founds = [json.loads(process.communicate()[0]) for process in processes]
     inputs, taken = (sum(found[name] for found in founds) for name in ("inputs", "taken"))
     findings = {key: text for found in founds for key, text in found["findings"].items()}
-    guided, well = ("", True) if trial.short or trial.broken else _guided(trial, subject, runs)
-    figure = f"{inputs:,} inputs, {taken:,} of them taken, {len(findings)} kinds of uncaught error or disagreement{guided}"
-    return Finding("; ".join([figure, *(f"{key}: {text}" for key, text in findings.items())]), not findings and well)
-
-
-def _guided(trial: Trial, subject: str, runs: int) -> tuple[str, bool]:
-    """Run atheris in the trial's directory; return what to add to the figure, and whether it found nothing."""
-    if importlib.util.find_spec("atheris") is None:
-        return " (atheris is not installed)", True
-    command = [sys.executable, "-m", "tests.reliability.fuzz", "--atheris", subject, str(runs)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, cwd=trial.work, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False
-    )
-    if done.returncode == 0:
-        return f"; {runs:,} inputs of atheris, guided by coverage, and 0 findings", True
-    crashes = [ascii(crash.read_bytes())[:200] for crash in trial.work.glob("crash-*")]
-    return f"; atheris: {' '.join(crashes)} {ascii(done.stderr.decode(errors='replace')[-300:])}", False
+    figure = f"{inputs:,} inputs, {taken:,} of them taken, {len(findings)} kinds of uncaught error or disagreement"
+    return Finding("; ".join([figure, *(f"{key}: {text}" for key, text in findings.items())]), not findings)
 
 
 @campaign("fuzz, validation", "0 uncaught in at least 1,000,000 inputs", "decoder-lets-through", "readings-disagree")
@@ -560,22 +513,18 @@ def fuzz_validation(trial: Trial) -> Finding:
     the parameters. They are valid ones with bits flipped, pieces cut out, doubled, spliced and put in that have broken other
     readers (nesting, huge numbers, halves of characters, every type of MessagePack), and JSON that is nearly a score. Only the
     documented errors may come out, each with faults that name members and can be sent to a client; and where there are two
-    readings of the same bytes, both take the same scores. Where atheris is installed, the full form has it try 300,000 more.
+    readings of the same bytes, both take the same scores.
     """
-    return _campaign(trial, "validation", (20_000,) if trial.short else (500_000, 500_000), 300_000)
+    return _campaign(trial, "validation", (20_000,) if trial.short else (500_000, 500_000))
 
 
 @campaign("fuzz, codec", "0 uncaught in at least 100,000 inputs", "codec-lets-through")
 def fuzz_codec(trial: Trial) -> Finding:
     """200,000 inputs (20,000), made likewise from values that a store holds, go to the `unpack_` functions: only StoreDamaged
-    may come out, what is taken has the types that it says, and is packed to bytes that are read as the same again. Where
-    atheris is installed, the full form has it try 300,000 more.
+    may come out, what is taken has the types that it says, and is packed to bytes that are read as the same again.
     """
-    return _campaign(trial, "codec", (20_000,) if trial.short else (100_000, 100_000), 300_000)
+    return _campaign(trial, "codec", (20_000,) if trial.short else (100_000, 100_000))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--atheris":
-        _main_atheris(*sys.argv[2:])
-    else:
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

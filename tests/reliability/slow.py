@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
-import shutil
 import socket
 import statistics
 import subprocess
@@ -211,17 +209,16 @@ def slow_clients(trial: Trial) -> Finding:
     answers and read them a byte a second or not at all; one that is cut comes again. A connection is cut when the server holds
     it no more (/proc/net/tcp). Another process posts 200 scores a second and takes the p99 of their latency, without the slow
     clients and with them in turn; the median of the rounds counts. The short form has 50 clients and timeouts of 2 s, and
-    leaves the p99 5 ms of room. Where slowhttptest is installed, the full form runs its slow headers, bodies and reads too.
+    leaves the p99 5 ms of room.
     """
     slow = Slow()
     with Served(trial, *(timeout_flags(2) if trial.short else [])) as server:
         pairs = wire.run(_slow_rounds(server, trial, slow))
-        tested = "" if trial.short else _slowhttptest(server)
         alive = server.alive
     without, meanwhile = (statistics.median(values) for values in zip(*pairs))
     lives = ", ".join(f"{name} {max(lives):.1f} s" for name, lives in slow.lives.items())
     figure = f"{sum(map(len, slow.lives.values())):,} slow clients, the longest life of each kind: {lives};"
-    figure += f" p99 of others {without:.1f} ms without, {meanwhile:.1f} ms with{tested}"
+    figure += f" p99 of others {without:.1f} ms without, {meanwhile:.1f} ms with"
     room_ms = 5.0 if trial.short else 0.0
     return Finding(figure, alive and slow.longest() <= CUT_MAX_SECONDS and meanwhile <= 2 * without + room_ms)
 
@@ -235,20 +232,3 @@ async def _slow_rounds(server: Served, trial: Trial, slow: Slow) -> list[tuple[f
 
 def _delays(clients: int, ramp_seconds: float) -> list[float]:
     return [ramp_seconds * number / clients for number in range(clients)]
-
-
-def _slowhttptest(server: Served) -> str:
-    """Let slowhttptest have a go for each of its slow ways, and say whether the service was available all along."""
-    program = shutil.which("slowhttptest")
-    if program is None:
-        return ""
-    closed = []
-    for way in ("-H", "-B", "-X"):
-        command = [program, way, "-c", "500", "-r", "200", "-i", "2", "-l", "25", "-u", server.url + "/means?limit=1000"]
-        if way == "-B":
-            command[-1] = server.url + "/scores"
-            command += ["-f", "application/json"]
-        output = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120).stdout
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
-        closed.append("yes" if re.search(r"service available:\s+YES", plain) else "no")
-    return f"; slowhttptest, service available: {', '.join(closed)}"
