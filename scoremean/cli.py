@@ -82,7 +82,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     for sentence in unknown_variables(os.environ):
         print(f"scoremean: {sentence}", file=sys.stderr)
     try:
-        settings = resolve(vars(options), os.environ)
+        # Not the variables of settings that the verb has not: they are for another one.
+        own = {SETTINGS[name].variable for name in vars(options).keys() & SETTINGS.keys()}
+        settings = resolve(vars(options), {name: text for name, text in os.environ.items() if name in own})
         if options.run is _serve:  # which drains
             return options.run(options, settings)
         with _ended_in_order():

@@ -382,3 +382,15 @@ def test_a_signal_leaves_nothing_half_done(tmp_path, number):
         messages = process.communicate()[1]
     assert process.returncode == 128 + number and b"Traceback" not in messages
     assert not (tmp_path / "new").exists()
+
+
+def test_a_verb_heeds_only_the_variables_of_its_own_settings(tmp_path, monkeypatch, capsys):
+    """Those of a service that is to be reached by others are no reason to refuse to read its store."""
+    with open_store(tmp_path) as store:
+        store.commit([Score("a", 5)])
+    monkeypatch.setenv("SCOREMEAN_HOST", "0.0.0.0")
+    monkeypatch.setenv("SCOREMEAN_PORT", "none")
+    monkeypatch.setenv("SCOREMEAN_STORE", str(tmp_path))
+    assert cli.main(["get", "a"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] == 5.0
+    assert cli.main(["serve"]) == 2

@@ -15,6 +15,7 @@ from scoremean.app import Service
 from scoremean.model import Score
 from scoremean.web.handlers import Handlers
 from tests.support import LONG
+from tests.test_http import exchange
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # What stands for variables: UUIDs that are the end of another route, or hold what paths are made of; and a file.
@@ -173,3 +174,11 @@ async def test_no_bytes_are_a_500(service, caplog):
         assert all(status < 500 for status in statuses), raw
         assert not caplog.records, raw
     assert (await ask(service, "GET", ["/livez"]))[0][0] == 200
+
+
+@pytest.mark.parametrize("query", [b"%ff", b"x=%ff", b"%c3", b"a=1&b=%80%81", b"\xff", b"%ed%a0%80"])
+@pytest.mark.parametrize("target", [b"/means/a", b"/livez", b"/", b"/docs", b"/stats", b"/nowhere"])
+async def test_a_query_that_is_no_utf8_is_refused_on_every_route(service, target, query):
+    """Also where there are no parameters, and what follows a question mark means nothing."""
+    status, _, problem = await exchange(service, b"GET %b?%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (target, query))
+    assert (status, problem["type"]) == (400, "urn:scoremean:malformed-request")

@@ -281,6 +281,14 @@ def decoded_path(request: web.BaseRequest) -> str:
     return unquote(path, errors="surrogateescape") if "%" in path else path
 
 
+def _require_utf8(query: str) -> None:
+    """Raise MalformedRequest for a query that is not percent-encoded UTF-8, also on a route that has no parameters."""
+    try:
+        unquote(query, errors="strict").encode()
+    except UnicodeError:
+        raise MalformedRequest("the query is not percent-encoded UTF-8") from None
+
+
 class Router:
     """Finds the route of a request. GET routes answer HEAD too.
 
@@ -303,6 +311,8 @@ class Router:
         """Return what answers `request`. Raises MalformedRequest, UnknownRoute, MethodNotAllowed."""
         if "#" in request.raw_path:  # aiohttp would cut off what follows, and another UUID would be read, or forgotten
             raise MalformedRequest("a # must be percent-encoded: %23")
+        if "?" in request.raw_path:
+            _require_utf8(request.raw_path.partition("?")[2])
         path, method = decoded_path(request), request.method
         exact = self._exact.get(path, _NOTHING)
         if (route := exact.get(method)) is not None:
