@@ -24,9 +24,10 @@ from scoremean.process import STOPPING, notify, with_descriptors
 from scoremean.settings import Settings
 from scoremean.store.base import Store
 from scoremean.web.access import Access
+from scoremean.web.connection import Server
 from scoremean.web.events import Live
 from scoremean.web.handlers import Handlers
-from scoremean.web.server import Router, Server
+from scoremean.web.server import Router
 from scoremean.web.wire import ScoreDecoder
 from scoremean.writer import Writer
 

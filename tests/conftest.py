@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from random import Random
@@ -63,3 +64,11 @@ async def fixture_client(service: Service) -> AsyncIterator[ClientSession]:
     """An HTTP client of `service`; paths are relative to it."""
     async with ClientSession(service.url) as session:
         yield session
+
+
+@pytest.fixture(name="uncovered")
+def fixture_uncovered(monkeypatch) -> None:
+    """Without the measuring of coverage in what a test starts: it writes files, and answers SIGTERM."""
+    for name in list(os.environ):
+        if name.startswith("COVERAGE_PROCESS") or name == "COV_CORE_SOURCE":
+            monkeypatch.delenv(name)

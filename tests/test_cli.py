@@ -278,6 +278,7 @@ def test_output_that_is_not_gathered_ends_no_other_way(filled, verb, shell, expe
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.usefixtures("uncovered")
 def test_an_export_that_has_room_for_a_part_fails(filled, unbuffered):
     """The system takes the part, and says how much it was; only what is written next is an error."""
     with open_store(filled) as store:
@@ -367,6 +368,7 @@ def test_data_is_utf_8_whatever_the_locale(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.usefixtures("uncovered")
 def test_a_signal_leaves_nothing_half_done(tmp_path, number):
     """Of a restore, whose backup does not end: no directory, no file; and the exit code tells which signal it was."""
     with open_store(tmp_path / "store") as store:

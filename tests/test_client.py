@@ -36,7 +36,7 @@ from scoremean.client import Client, SyncClient
 from scoremean.errors import Fault, InvalidScore, ScoremeanError, Unavailable
 from scoremean.model import Mean, Score, Tally
 from scoremean.settings import Settings
-from scoremean.web.server import describe
+from scoremean.web.answer import describe
 from tests.pages import DOCS, blocks
 from tests.support import Server
 from tests.test_docs import error_classes

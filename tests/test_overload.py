@@ -14,7 +14,7 @@ from scoremean.app import Service, log_loop_error
 from scoremean.model import Score, Tally
 from scoremean.process import with_descriptors
 from scoremean.settings import Settings
-from scoremean.web.server import REFUSED_MAX, Server
+from scoremean.web.connection import REFUSED_MAX, Server
 from tests.support import post
 from tests.test_http import OK_BODY, raw_post, raw_request, read_response
 

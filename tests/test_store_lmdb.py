@@ -770,6 +770,7 @@ def test_a_store_without_a_range_gets_the_one_that_it_is_opened_with(tmp_path):
         LmdbStore(tmp_path, score_max=5)
 
 
+@pytest.mark.usefixtures("uncovered")
 def test_a_new_store_on_a_full_disk_is_one_sentence(tmp_path):
     """Wherever the room ends: in the first pages, or in the first commit."""
     command = [sys.executable, "-m", "scoremean", "import", "/dev/null", "--store", str(tmp_path / "store")]

@@ -675,6 +675,7 @@ def test_a_pipe_is_a_file(run, tmp_path, data):
     assert contents(tmp_path / "store") == EXPECTED
 
 
+@pytest.mark.usefixtures("uncovered")
 def test_a_pipe_that_no_copy_can_be_kept_of(tmp_path):
     """It is not what cannot be read."""
     verb = [sys.executable, "-m", "scoremean", "import", "-", "--store", str(tmp_path / "store")]

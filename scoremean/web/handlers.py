@@ -29,10 +29,11 @@ from scoremean.model import Batch, Forget, Mean, Merge, Replay, Tally, Void, Voi
 from scoremean.settings import Settings
 from scoremean.store.base import Store
 from scoremean.web.access import Right
+from scoremean.web.answer import Response, Stream, describe, respond
 from scoremean.web.assets import HEADERS as ASSET_HEADERS
 from scoremean.web.assets import Asset, make_asset, page_files
 from scoremean.web.events import Live
-from scoremean.web.server import Response, Route, Stream, decoded_path, describe, read_body, respond
+from scoremean.web.server import Route, decoded_path, read_body
 from scoremean.web.wire import (
     JSON,
     MSGPACK,

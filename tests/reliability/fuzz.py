@@ -29,7 +29,7 @@ from scoremean.model import Score, Tally
 from scoremean.store.embedded import format as codec
 from scoremean.store.embedded.format import Generation, IdRecord, Record
 from scoremean.web import wire as validation
-from scoremean.web.server import problem
+from scoremean.web.answer import problem
 from scoremean.web.wire import JSON, MSGPACK, NDJSON, ScoreDecoder
 from tests.reliability.campaign import Finding, Trial, campaign
 
