@@ -105,7 +105,8 @@ class Handlers:
             return await self._post_batch(request, kind, body, skip)
         decode = self.decoder.decode if kind == JSON else self.decoder.decode_msgpack
         score = decode(body) if len(body) <= INLINE_MAX_BYTES else await asyncio.to_thread(decode, body)
-        score = with_key(score, request.headers.getall("Idempotency-Key", ()))
+        if "Idempotency-Key" in request.headers:
+            score = with_key(score, request.headers.getall("Idempotency-Key"))
         tally = await self.writer.post(score)
         response = respond(Mean(score.uuid, tally.mean), content_type=kind)
         if isinstance(tally, Replay):

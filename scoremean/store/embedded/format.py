@@ -156,11 +156,12 @@ def pack_record(record: Record) -> bytes:
     ids: list[bytes] = []
     for item in record.ids.items():
         ids += item
-    parts = (record.total.sum, record.total.count, tallies, record.kept, record.ids_table, ids)
-    value = msgpack.packb(parts)
+    value = msgpack.packb((record.total.sum, record.total.count, tallies, record.kept, record.ids_table, ids))
     if _OWN_PAGE_FROM_BYTES < len(value) < _OWN_PAGE_BYTES - 3:
-        # LMDB writes the page as it finds it in memory, with what is left there of another one behind the value.
-        return msgpack.packb((*parts, bytes(_OWN_PAGE_BYTES - 3 - len(value))))
+        # LMDB writes the page as it finds it in memory, with what is left there of another one behind the value. So the array
+        # of six gets a seventh: zeros, as a bin 16.
+        zeros = bytes(_OWN_PAGE_BYTES - 3 - len(value))
+        return b"\x97" + value[1:] + b"\xc5" + len(zeros).to_bytes(2, "big") + zeros
     return value
 
 
