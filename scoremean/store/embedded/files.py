@@ -62,20 +62,23 @@ def copying(path: Path) -> Iterator[None]:
 
 def require_store(path: Path) -> None:
     """Raise StoreMissing unless there is a store at `path`; StoreError for a file."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"cannot open the store {path}: it is not a directory")
+    _require_no_file(path)
     if not (path / DATA_FILE).exists():
         raise StoreMissing(f"there is no store at {path}; `scoremean serve --store {path}` makes one")
 
 
 def make_directory(path: Path) -> None:
     """Make a directory, and those above it that are missing, so that they survive a power cut. Raises StoreError, OSError."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"cannot open the store {path}: it is not a directory")
+    _require_no_file(path)
     if not path.parent.exists():
         make_directory(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
     fsync_directory(path.parent)
+
+
+def _require_no_file(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"cannot open the store {path}: it is not a directory")
 
 
 def free_bytes(descriptor: int) -> int:

@@ -162,8 +162,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
 
     def _read_state(self, score_min: int | None, score_max: int | None) -> None:
         """Read the journal and the table meta, and check a store in doubt."""
-        low, high = SCORE_RANGE
-        new = low if score_min is None else score_min, high if score_max is None else score_max
+        new = _with(SCORE_RANGE, score_min, score_max)
         self._tables = self._writer_thread.submit(self._open_tables, new).result()
         self._journal = Journal(self._tables.journals, self._tables.meta, self._tables.means, self._tables.ids)
         self._erasure = Erasure(self._lock.data if self._lock else -1, self._tables, self._journal, time.monotonic)
@@ -191,8 +190,7 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
     def _require_range(self, score_min: int | None, score_max: int | None) -> None:
         """Raise StoreError if the store is to be opened with another range than the one that it keeps."""
         low, high = self.bounds
-        wanted = low if score_min is None else score_min, high if score_max is None else score_max
-        if wanted != self.bounds:
+        if (wanted := _with(self.bounds, score_min, score_max)) != self.bounds:
             raise StoreError(
                 f"the store {self.path} holds scores from {low} to {high}, and was opened for scores from {wanted[0]} to"
                 f" {wanted[1]}: give --score-min {low} --score-max {high}. To change the range for good, export the tallies and"
@@ -545,6 +543,12 @@ class LmdbStore(Store):  # pylint: disable=too-many-instance-attributes  # each 
         _open_stores.discard(self)
         if self._lock is not None:
             self._lock.release()
+
+
+def _with(bounds: tuple[int, int], score_min: int | None, score_max: int | None) -> tuple[int, int]:
+    """Return a range with the ends that are given, and those of `bounds` for the others."""
+    low, high = bounds
+    return low if score_min is None else score_min, high if score_max is None else score_max
 
 
 def _items_after(cursor: lmdb.Cursor, after: str | None) -> Iterator[tuple[bytes, bytes]]:
